@@ -1,0 +1,31 @@
+//! Addresses with room for both families.
+
+/// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`; network order.
+pub type Address = [u8; 16];
+
+/// Maps an IPv4 address (network order) into the form that types for both families hold.
+#[inline(always)]
+pub const fn mapped(v4: [u8; 4]) -> Address {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+}
+
+/// The IPv4 address inside `address`, if it is a mapped one.
+#[inline(always)]
+pub const fn unmapped(address: Address) -> Option<[u8; 4]> {
+    match address {
+        [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+        _ => None,
+    }
+}
+
+/// The last four bytes: the IPv4 address, where the caller knows that `address` is a mapped one.
+#[inline(always)]
+pub const fn low_v4(address: &Address) -> [u8; 4] {
+    [address[12], address[13], address[14], address[15]]
+}
+
+/// Whether an IPv4 source address can only be forged: "this network", loopback, multicast, reserved (RFC 6890).
+#[inline(always)]
+pub const fn is_martian_v4(source: [u8; 4]) -> bool {
+    matches!(source[0], 0 | 127 | 224..=255)
+}

@@ -1,0 +1,88 @@
+//! Who is alive: the masks that the agent writes, the stamps that XDP writes, the probe on the wire.
+
+use crate::map_type;
+
+map_type! {
+    /// This member's view of all members; the one element of `liveness`, written by the agent.
+    pub struct Liveness: 24 {
+        /// Members whose datapath answers.
+        pub forwarding: u64,
+        /// Members that may own new flows: forwarding, agent alive, ready.
+        pub eligible: u64,
+        /// Monotonic time until which the agent vouches for the masks.
+        pub lease_until_ns: u64,
+    }
+
+    /// What XDP last heard from one member; an element of `heard`, indexed by id.
+    ///
+    /// Written field by field without a lock; a reader may see two probes mixed, which the next one corrects.
+    pub struct Heard: 64 {
+        /// When its last probe arrived: its agent is alive.
+        pub probe_ns: u64,
+        /// When its last echo arrived: its datapath is alive.
+        pub echo_ns: u64,
+        /// `Probe::counter` of that echo.
+        pub echo_counter: u64,
+        /// `Probe::sent_ns` of that echo, in this host's clock.
+        pub echo_sent_ns: u64,
+        /// Its view: members whose datapath answers.
+        pub forwarding: u64,
+        /// Its view: members that may own new flows.
+        pub eligible: u64,
+        /// `Probe::counter` of its last probe.
+        pub probe_counter: u64,
+        /// Its incarnation.
+        pub incarnation: u32,
+        /// `PROBE_*` bits of its last probe.
+        pub flags: u8,
+        /// Zero.
+        pub padding: [u8; 3],
+    }
+
+    /// A probe or its echo: the payload of a UDP datagram between members, all integers big-endian.
+    ///
+    /// The receiver's XDP stamps `Heard`, turns the packet round with `kind` set to `PROBE_ECHO`, and sends it back.
+    pub struct Probe: 64 {
+        /// `PROBE_MAGIC`.
+        pub magic: [u8; 4],
+        /// `PROBE_VERSION`.
+        pub version: u8,
+        /// `PROBE_REQUEST` or `PROBE_ECHO`.
+        pub kind: u8,
+        /// Id of the member that made the request.
+        pub from: u8,
+        /// Id of the member that the request is for.
+        pub to: u8,
+        /// Incarnation of `from`.
+        pub incarnation: [u8; 4],
+        /// `PROBE_READY`, `PROBE_GOODBYE`.
+        pub flags: u8,
+        /// Zero.
+        pub padding: [u8; 3],
+        /// Rises with every request to `to`.
+        pub counter: [u8; 8],
+        /// Monotonic clock of `from` when it was sent; meaningless to anybody else.
+        pub sent_ns: [u8; 8],
+        /// The sender's view: members whose datapath answers.
+        pub forwarding: [u8; 8],
+        /// The sender's view: members that may own new flows.
+        pub eligible: [u8; 8],
+        /// Reserved for authentication; zero in version 1.
+        pub tag: [u8; 8],
+        /// Zero.
+        pub reserved: [u8; 8],
+    }
+}
+
+/// First bytes of a probe.
+pub const PROBE_MAGIC: [u8; 4] = *b"TDMP";
+/// The probe's version.
+pub const PROBE_VERSION: u8 = 1;
+/// Asks for an echo.
+pub const PROBE_REQUEST: u8 = 1;
+/// Answers a request.
+pub const PROBE_ECHO: u8 = 2;
+/// The sender has all records and may own new flows.
+pub const PROBE_READY: u8 = 1;
+/// The sender is about to stop.
+pub const PROBE_GOODBYE: u8 = 2;

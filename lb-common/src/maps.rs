@@ -1,0 +1,45 @@
+//! Names (at most 15 characters, as the kernel keeps them) and default capacities of the maps.
+
+/// Preallocated HASH: `FlowKeyV4` to `FlowEntry`.
+pub const FLOWS: &str = "flows";
+/// LRU_HASH, one for all CPUs: `FlowKeyV4` to `Pending`.
+pub const PENDING: &str = "pending";
+/// HASH: `ServiceKey` to `Service`.
+pub const SERVICES: &str = "services";
+/// ARRAY of one: `VipFilter`.
+pub const VIP_FILTER: &str = "vip_filter";
+/// ARRAY_OF_MAPS: by `Service::ring`, each inner map an ARRAY of one `Ring`.
+pub const RINGS: &str = "rings";
+/// ARRAY by local slot: `Target`; slot 0 stands for "none".
+pub const BACKENDS: &str = "backends";
+/// ARRAY by member id: `Target`; 0 is unused.
+pub const MEMBERS: &str = "members";
+/// HASH: `Address` of a member to its id (`u32`).
+pub const PEERS: &str = "peers";
+/// ARRAY of one: `Liveness`.
+pub const LIVENESS: &str = "liveness";
+/// ARRAY by member id: `Heard`.
+pub const HEARD: &str = "heard";
+/// ARRAY of one: `Node`.
+pub const NODE: &str = "node";
+/// PERCPU_ARRAY by `Reason`: `Counter`.
+pub const COUNTERS: &str = "counters";
+/// PERCPU_ARRAY of one: `Budget`.
+pub const BUDGET: &str = "budget";
+/// ARRAY_OF_MAPS by CPU, each inner map a RINGBUF of `Event`s.
+pub const EVENTS: &str = "events";
+
+/// Flows a member can hold by default: about 123 MB of kernel memory.
+pub const FLOWS_MAX: u32 = 1 << 20;
+/// Tuples remembered before they earn an entry: 63 s of 4,000 honest SYNs a second.
+pub const PENDING_MAX: u32 = 1 << 18;
+/// Services (and VIP marks) a member can hold.
+pub const SERVICES_MAX: u32 = 4096;
+/// Backend slots, including slot 0; slots are 16 bits wide in entries and rings.
+pub const BACKENDS_MAX: u32 = 1 << 14;
+/// Elements of the arrays indexed by member id.
+pub const MEMBER_SLOTS: u32 = 65;
+/// CPUs that can have an event ring.
+pub const CPUS_MAX: u32 = 512;
+/// Bytes of one CPU's event ring: 16,000 events, 125 ms of a full budget.
+pub const EVENT_RING_BYTES: u32 = 1 << 20;

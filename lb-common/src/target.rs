@@ -1,0 +1,56 @@
+//! Where packets are sent: peers and backends.
+
+use crate::{address::Address, map_type};
+
+map_type! {
+    /// The link-layer way to an address, resolved by the agent.
+    pub struct NextHop: 20 {
+        /// Destination MAC.
+        pub destination: [u8; 6],
+        /// Source MAC: the interface's own.
+        pub source: [u8; 6],
+        /// Interface; 0 while the next hop is not resolved.
+        pub ifindex: u32,
+        /// The largest IP packet that fits, outer header included; 0 for unknown.
+        pub mtu: u16,
+        /// Zero.
+        pub padding: [u8; 2],
+    }
+
+    /// A tunnel's far end: an element of `members` (indexed by id) or of `backends` (indexed by local slot).
+    pub struct Target: 40 {
+        /// Outer destination.
+        pub address: Address,
+        /// How to reach it.
+        pub next_hop: NextHop,
+        /// One of `TARGET_*`; 0 for an unused element.
+        pub state: u8,
+        /// Zero.
+        pub padding: [u8; 3],
+    }
+}
+
+/// A backend that takes new flows; also every configured member.
+pub const TARGET_SERVING: u8 = 1;
+/// A backend that keeps its flows and takes no new ones.
+pub const TARGET_DRAINING: u8 = 2;
+/// A backend that its health check calls dead.
+pub const TARGET_DOWN: u8 = 3;
+/// A backend that is no longer configured, kept while flows name it.
+pub const TARGET_REMOVED: u8 = 4;
+
+impl Target {
+    /// An unused element.
+    pub const NONE: Self = Self {
+        address: [0; 16],
+        next_hop: NextHop { destination: [0; 6], source: [0; 6], ifindex: 0, mtu: 0, padding: [0; 2] },
+        state: 0,
+        padding: [0; 3],
+    };
+
+    /// Serving or draining: established flows stay, whatever else happens.
+    #[inline(always)]
+    pub const fn is_in_service(&self) -> bool {
+        matches!(self.state, TARGET_SERVING | TARGET_DRAINING)
+    }
+}

@@ -1,0 +1,2 @@
+//! XDP programs.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The agent and the command line of Tandem.

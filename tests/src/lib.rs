@@ -1,0 +1,1 @@
+//! The lab that the privileged tests and the demo run in.

@@ -1,0 +1,1 @@
+//! Finds or installs the eBPF toolchain, and builds the eBPF programs.

@@ -1,0 +1,2 @@
+//! `cargo xtask`: builds, runs, tests and measures Tandem.
+fn main() {}
