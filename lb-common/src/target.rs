@@ -18,11 +18,13 @@ map_type! {
     }
 
     /// A tunnel's far end: an element of `members` (indexed by id) or of `backends` (indexed by local slot).
-    pub struct Target: 40 {
+    pub struct Target: 44 {
         /// Outer destination.
         pub address: Address,
         /// How to reach it.
         pub next_hop: NextHop,
+        /// A backend's service, as `Service::ring`: with it a restarted agent tells whose slot this is.
+        pub ring: u32,
         /// One of `TARGET_*`; 0 for an unused element.
         pub state: u8,
         /// Zero.
@@ -44,6 +46,7 @@ impl Target {
     pub const NONE: Self = Self {
         address: [0; 16],
         next_hop: NextHop { destination: [0; 6], source: [0; 6], ifindex: 0, mtu: 0, padding: [0; 2] },
+        ring: 0,
         state: 0,
         padding: [0; 3],
     };
