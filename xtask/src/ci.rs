@@ -1,0 +1,69 @@
+//! What must hold before a change is merged. Stops at the first step that does not.
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use xtask::ebpf;
+use xtask::toolchain::Toolchain;
+
+use crate::{launch, setup, step, tiers};
+
+/// Runs every step, each with a heading and its time.
+pub(crate) fn run(root: &Path) -> Result<ExitCode> {
+    let start = Instant::now();
+    let toolchain = setup::everything_and_linter(root)?;
+    let target_dir = step::release_program("")?.with_file_name("ebpf-lints");
+
+    check("Formatting", step::cargo(root, "fmt").args(["--all", "--check"]))?;
+    check("Lints, for the host", &mut host_lints(root))?;
+    check("Lints, for the bpf target", &mut bpf_lints(root, &toolchain, &target_dir))?;
+    check("Documentation", &mut documentation(root))?;
+    if tiers::run(root, None, &[])? != ExitCode::SUCCESS {
+        bail!("tests failed");
+    }
+    launch::build_lab(root)?;
+    check("A short demo", &mut short_demo()?)?;
+
+    let minutes = start.elapsed().as_secs() / 60;
+    step::heading(&format!("Everything holds ({minutes} min {} s)", start.elapsed().as_secs() % 60));
+    Ok(ExitCode::SUCCESS)
+}
+
+fn check(what: &str, command: &mut Command) -> Result<()> {
+    step::heading(what);
+    let took = step::run(command)?;
+    eprintln!("passed in {:.1} s", took.as_secs_f64());
+    Ok(())
+}
+
+/// lb-ebpf does not compile for the host: it has no standard library and a panic handler of its own.
+fn host_lints(root: &Path) -> Command {
+    let mut cargo = step::cargo(root, "clippy");
+    cargo.args(["--workspace", "--exclude", "lb-ebpf", "--all-targets", "--", "-D", "warnings"]);
+    cargo
+}
+
+/// Clippy of the release that compiles the eBPF programs, started as cargo-clippy does it: that one would take the
+/// host toolchain's driver, which knows nothing of the bpf target's `core`.
+fn bpf_lints(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Command {
+    let mut cargo = ebpf::cargo(root, toolchain, "check");
+    cargo
+        .args(["--package", "lb-ebpf", "--package", "lb-common", "--target-dir"])
+        .arg(target_dir)
+        .env("RUSTC_WORKSPACE_WRAPPER", toolchain.compiler.sibling("clippy-driver"))
+        .env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    cargo
+}
+
+fn documentation(root: &Path) -> Command {
+    let mut cargo = step::cargo(root, "doc");
+    cargo.args(["--no-deps", "--workspace", "--exclude", "lb-ebpf"]).env("RUSTDOCFLAGS", "-D warnings");
+    cargo
+}
+
+fn short_demo() -> Result<Command> {
+    let mut demo = Command::new(step::release_program("tandem-demo")?);
+    demo.args(["--connections", "60", "--seconds", "8"]);
+    Ok(demo)
+}

@@ -1,0 +1,67 @@
+//! Builds a program in release mode and becomes it.
+//!
+//! Becoming it rather than waiting for it: Ctrl-C, SIGTERM and the exit code are then the program's own, and nothing
+//! can be left behind by a parent that died first.
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{setup, step};
+
+/// Builds the agent and balances on `interfaces`.
+pub(crate) fn agent(root: &Path, interfaces: Vec<OsString>, config: PathBuf, args: Vec<OsString>) -> Result<ExitCode> {
+    setup::toolchain(root)?;
+    step::heading("Building tandem");
+    step::run(step::cargo(root, "build").args(["--release", "--package", "lb-userspace", "--bins"]))?;
+    let mut tandem = as_root(&step::release_program("tandem")?);
+    tandem.arg("run").arg("--config").arg(config);
+    for interface in interfaces {
+        tandem.arg("--interface").arg(interface);
+    }
+    become_program(tandem.args(args))
+}
+
+/// Builds the agent and the programs of the lab, and runs the one called `name`.
+pub(crate) fn lab_program(root: &Path, name: &str, args: Vec<OsString>) -> Result<ExitCode> {
+    setup::everything(root)?;
+    build_lab(root)?;
+    let program = step::release_program(name)?;
+    if !program.is_file() {
+        bail!("the package `tests` has no program {name} in this checkout");
+    }
+    become_program(as_root(&program).args(args))
+}
+
+/// Builds the agent and every program of the lab.
+pub(crate) fn build_lab(root: &Path) -> Result<()> {
+    step::heading("Building tandem and its lab");
+    step::run(step::cargo(root, "build").args([
+        "--release",
+        "--package",
+        "lb-userspace",
+        "--package",
+        "tests",
+        "--bins",
+    ]))?;
+    Ok(())
+}
+
+/// The program, started through sudo unless this is root already.
+fn as_root(program: &Path) -> Command {
+    if step::is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    sudo.arg("-E").arg(program);
+    sudo
+}
+
+fn become_program(command: &mut Command) -> Result<ExitCode> {
+    step::heading(&step::line(command));
+    // Returns only if it fails.
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot start {}", command.get_program().to_string_lossy()))
+}
