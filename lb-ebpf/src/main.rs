@@ -1,2 +1,8 @@
 //! XDP programs.
-fn main() {}
+#![no_std]
+#![no_main]
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
