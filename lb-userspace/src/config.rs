@@ -1,0 +1,269 @@
+//! Configuration: one TOML file, equal on all members, becomes valid types here or nothing happens.
+//!
+//! [`Config::load`] reads the whole file, finds everything that is wrong with it, and touches
+//! nothing: what follows from a configuration is up to the agent, which gets one only when it is valid.
+//!
+//! The file is read in three steps, each of which can run without the next: the text alone
+//! ([`draft`](self), also enough to put names to addresses, see [`Names`]), the host (which member is this,
+//! do its interfaces exist, is the key file readable by nobody else), and the valid types.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use lb_common::{
+    address::{Address, mapped},
+    hash::HashKey,
+    service::ServiceKey,
+};
+
+mod cluster;
+mod digest;
+mod draft;
+mod host;
+mod key;
+mod names;
+mod node;
+mod problem;
+mod section;
+mod service;
+#[cfg(test)]
+mod tests;
+mod value;
+
+pub use host::Host;
+pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
+pub use names::Names;
+pub use problem::ConfigError;
+pub use value::{Handoff, InterfaceName, MemberId, Name, OnStop, Protocol, Replicate, Vip, Weight};
+
+/// Where the configuration is when nobody says otherwise.
+pub const DEFAULT_PATH: &str = "/etc/tandem/tandem.toml";
+
+/// The only value of `version` that this program reads.
+pub const VERSION: u64 = 1;
+
+/// A valid configuration, as one member sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Equal on all members.
+    pub cluster: Cluster,
+    /// What concerns this member only.
+    pub node: Node,
+    /// What is balanced, in the order of the file.
+    pub services: Vec<Service>,
+}
+
+/// The part that all members must agree on, without the services.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// For people, and so that two clusters do not take each other's configuration for their own.
+    pub name: Name,
+    /// The secret of the flow hash.
+    pub hash_key: Key,
+    /// Rises with every change of the file; 0 when the operator does not count.
+    pub generation: u64,
+    /// UDP port of probes and TCP port of replication.
+    pub port: u16,
+    /// How often every peer is probed.
+    pub probe_interval: Duration,
+    /// Consecutive probes without an echo after which a peer counts as dead.
+    pub probe_misses: u8,
+    /// Who gets a packet whose flow another member owns.
+    pub handoff: Handoff,
+    /// When a flow is told to the others.
+    pub replicate: Replicate,
+    /// How long a silent flow is remembered.
+    pub timeouts: Timeouts,
+    /// The members, by id.
+    pub members: Vec<Member>,
+}
+
+/// How long a flow is remembered after its last packet, by state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, handshake complete, not yet replicated.
+    pub young: Duration,
+    /// TCP, established.
+    pub tcp: Duration,
+    /// TCP, the client sent a FIN.
+    pub closing: Duration,
+    /// TCP, the client sent a RST.
+    pub reset: Duration,
+    /// UDP.
+    pub udp: Duration,
+}
+
+impl Timeouts {
+    /// `young`: six SYN retries take 63 s. `tcp`: RFC 5382, REQ-5. `closing`: 2 MSL of Linux. `reset`: the least that
+    /// a forged RST may cost (law 5). `udp`: RFC 4787, REQ-5.
+    pub const DEFAULT: Self = Self {
+        young: Duration::from_secs(60),
+        tcp: Duration::from_secs(2 * 3600 + 4 * 60),
+        closing: Duration::from_secs(60),
+        reset: Duration::from_secs(30),
+        udp: Duration::from_secs(120),
+    };
+}
+
+/// A balancer of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its identity, for ever.
+    pub id: MemberId,
+    /// For people; also how a host finds itself in the file.
+    pub name: Name,
+    /// Its tunnel and agent address.
+    pub address: Ipv4Addr,
+}
+
+/// What concerns one member only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Which member this is.
+    pub id: MemberId,
+    /// The interfaces that packets for VIPs and from peers come in by; at least one.
+    pub interfaces: Vec<InterfaceName>,
+    /// What happens to the datapath when the agent stops.
+    pub on_stop: OnStop,
+    /// Flows this member can hold.
+    pub flows_max: u32,
+    /// New flows that one CPU may record per second.
+    pub budgets: Budgets,
+}
+
+/// New flows that one CPU may record per second, so that a flood of one kind cannot fill the table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budgets {
+    /// TCP connections whose handshake was seen.
+    pub tcp: u32,
+    /// UDP flows.
+    pub udp: u32,
+    /// TCP connections known from later packets only.
+    pub derived: u32,
+}
+
+impl Budgets {
+    /// One core records about this many before it starves the packets of known flows.
+    pub const DEFAULT: Self = Self { tcp: 125_000, udp: 125_000, derived: 125_000 };
+}
+
+/// Something that is balanced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// For people.
+    pub name: Name,
+    /// The addresses it is reached at; each is a service of its own to the datapath, with the same backends.
+    pub vips: Vec<Vip>,
+    /// The servers behind it; at least one has a weight.
+    pub backends: Vec<Backend>,
+}
+
+/// A server behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// For people.
+    pub name: Name,
+    /// Its identity within the service; packets are tunnelled there.
+    pub address: Ipv4Addr,
+    /// Its share of new flows, relative to the others; 0 for none.
+    pub weight: Weight,
+    /// Keeps its flows and takes no new ones.
+    pub drain: bool,
+}
+
+impl Config {
+    /// Reads and validates the file at `path`; touches nothing else.
+    ///
+    /// `node` and a non-empty `interfaces` (from the command line) replace `node.name` and `node.interfaces` of the file.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be read, or everything that is wrong with it.
+    pub fn load(path: &Path, node: Option<&str>, interfaces: &[String]) -> Result<Self, ConfigError> {
+        Self::load_on(path, &Host { node, interfaces, ..Host::default() })
+    }
+
+    /// As [`Self::load`], on a host of the caller's making.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::load`].
+    pub fn load_on(path: &Path, host: &Host<'_>) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| ConfigError::Unreadable { path: path.to_owned(), error: error.to_string() })?;
+        Self::parse(&text, path, host)
+    }
+
+    /// Validates `text`, which came from `path`: messages name it, and relative key files are relative to it.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it.
+    pub fn parse(text: &str, path: &Path, host: &Host<'_>) -> Result<Self, ConfigError> {
+        let problems = problem::Problems::default();
+        let config = draft::Draft::read(text, &problems).and_then(|draft| draft.resolve(path, host, &problems));
+        match (config, problems.into_sorted()) {
+            (Some(config), problems) if problems.is_empty() => Ok(config),
+            (_, problems) => Err(ConfigError::Invalid { path: path.to_owned(), text: text.to_owned(), problems }),
+        }
+    }
+
+    /// A hash of everything that the members must agree on: equal for equal meaning, however the files are
+    /// written and whatever things are called in them, and different for different hash keys.
+    ///
+    /// Travels in the hello of replication, beside `cluster.generation`, which is not part of it.
+    pub fn cluster_hash(&self) -> u64 {
+        digest::cluster(self)
+    }
+
+    /// This member.
+    pub fn this_member(&self) -> &Member {
+        let this = self.cluster.members.iter().find(|member| member.id == self.node.id);
+        this.expect("`node.id` was taken from a member")
+    }
+}
+
+impl Vip {
+    /// The identity of the service at this VIP.
+    pub fn key(&self) -> ServiceKey {
+        ServiceKey {
+            address: address(self.address),
+            port: self.port.to_be_bytes(),
+            protocol: self.protocol.number(),
+            padding: 0,
+        }
+    }
+}
+
+/// `ip` in the form of types for both families.
+pub fn address(ip: IpAddr) -> Address {
+    match ip {
+        IpAddr::V4(v4) => mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
+}
+
+/// The address that `address` holds.
+pub fn ip(address: Address) -> IpAddr {
+    std::net::Ipv6Addr::from(address).to_canonical()
+}
+
+impl Key {
+    /// The key as the datapath takes it.
+    pub fn words(&self) -> HashKey {
+        let [low, high] = [0, 8].map(|at| {
+            let mut word = [0; 8];
+            word.copy_from_slice(&self.bytes()[at..at + 8]);
+            u64::from_le_bytes(word)
+        });
+        [low, high]
+    }
+}
+
+/// A path in the file, relative to the file.
+fn beside(file: &Path, path: &Path) -> PathBuf {
+    file.parent().map_or_else(|| path.to_owned(), |directory| directory.join(path))
+}

@@ -1,0 +1,89 @@
+//! The hash by which members find that their configurations differ.
+
+use lb_common::hash::siphash13;
+
+use super::{Cluster, Config, Handoff, Replicate, Service, Vip};
+
+/// Raised when the encoding below changes its meaning.
+const ENCODING: u8 = 1;
+
+/// Keyed in the end, so that members with different keys differ and nothing is said about the key.
+pub(super) fn cluster(config: &Config) -> u64 {
+    let mut digest = Digest::default();
+    digest.bytes(&[ENCODING]);
+    settings(&mut digest, &config.cluster);
+    services(&mut digest, &config.services);
+    siphash13(&config.cluster.hash_key.words(), &[digest.0])
+}
+
+fn settings(digest: &mut Digest, cluster: &Cluster) {
+    digest.text(cluster.name.as_str());
+    digest.bytes(&cluster.port.to_be_bytes());
+    digest.bytes(&[cluster.probe_misses]);
+    digest.bytes(&[match cluster.handoff {
+        Handoff::Owner => 0,
+    }]);
+    digest.bytes(&[match cluster.replicate {
+        Replicate::Plausible => 0,
+        Replicate::FirstPacket => 1,
+    }]);
+    let timeouts = &cluster.timeouts;
+    for duration in
+        [cluster.probe_interval, timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset, timeouts.udp]
+    {
+        digest.bytes(&duration.as_nanos().to_be_bytes());
+    }
+    digest.count(cluster.members.len());
+    for member in &cluster.members {
+        digest.bytes(&[member.id.get()]);
+        digest.bytes(&member.address.octets());
+    }
+}
+
+/// Per VIP, which is a service's identity: that two VIPs are written as one service means nothing.
+fn services(digest: &mut Digest, services: &[Service]) {
+    let mut vips: Vec<(Vip, &Service)> =
+        services.iter().flat_map(|service| service.vips.iter().map(move |vip| (*vip, service))).collect();
+    vips.sort_by_key(|(vip, _)| *vip);
+    digest.count(vips.len());
+    for (vip, service) in vips {
+        let key = vip.key();
+        digest.bytes(&key.address);
+        digest.bytes(&key.port);
+        digest.bytes(&[key.protocol]);
+        let mut backends: Vec<_> = service.backends.iter().collect();
+        backends.sort_by_key(|backend| backend.address);
+        digest.count(backends.len());
+        for backend in backends {
+            digest.bytes(&backend.address.octets());
+            digest.bytes(&backend.weight.get().to_be_bytes());
+            digest.bytes(&[u8::from(backend.drain)]);
+        }
+    }
+}
+
+/// FNV-1a; every field is of fixed length or has its length before it.
+struct Digest(u64);
+
+impl Default for Digest {
+    fn default() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+}
+
+impl Digest {
+    fn bytes(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.count(text.len());
+        self.bytes(text.as_bytes());
+    }
+
+    fn count(&mut self, count: usize) {
+        self.bytes(&(count as u64).to_be_bytes());
+    }
+}

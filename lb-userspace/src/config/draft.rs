@@ -1,0 +1,64 @@
+//! What the text alone says: as much as can be read of a file that may be wrong.
+
+use std::path::Path;
+
+use toml::de::DeTable;
+
+use super::{
+    Config, VERSION,
+    cluster::ClusterDraft,
+    host::Host,
+    node::NodeDraft,
+    problem::{Problem, Problems},
+    section::Section,
+    service::{self, ServiceDraft},
+    value::Integer,
+};
+
+pub(super) struct Draft {
+    pub(super) cluster: ClusterDraft,
+    pub(super) services: Vec<ServiceDraft>,
+    pub(super) node: NodeDraft,
+}
+
+impl Draft {
+    /// Reads `text`; `None` when it is not TOML or of another version, and anything else that is said of it would mislead.
+    pub(super) fn read(text: &str, problems: &Problems) -> Option<Self> {
+        let (document, errors) = DeTable::parse_recoverable(text);
+        for error in &errors {
+            let problem = Problem::new(format!("not TOML: {}", error.message()));
+            problems.push(match error.span() {
+                Some(span) => problem.at(span, ""),
+                None => problem,
+            });
+        }
+        if !errors.is_empty() {
+            return None;
+        }
+        let mut file = Section::new("the file", &document, problems);
+        if !file.has("version") {
+            problems.push(Problem::new("the file has no version").help(format!("begin it with `version = {VERSION}`")));
+        }
+        let version = file.optional::<Integer<0, { u64::MAX }>>("version");
+        if let Some(version) = version.filter(|version| version.get_ref().0 != VERSION) {
+            let problem = Problem::new("the file is of a version that this program does not read");
+            let problem = problem.at(version.span(), format!("version {VERSION} expected"));
+            problems.push(problem.help("rewrite it, or use a tandem that reads this version on all members"));
+            return None;
+        }
+        let cluster = ClusterDraft::read(file.table("cluster", "[cluster]"), problems);
+        let services = service::read_all(file.tables("service", "[[service]]"), problems);
+        let node = NodeDraft::read(file.table("node", "[node]"), problems);
+        file.finish();
+        service::reject_conflicts(&services, &cluster, problems);
+        Some(Self { cluster, services, node })
+    }
+
+    /// Adds what only the host knows. `None` goes with a problem.
+    pub(super) fn resolve(self, path: &Path, host: &Host<'_>, problems: &Problems) -> Option<Config> {
+        let node = self.node.resolve(&self.cluster, host, problems);
+        let cluster = self.cluster.resolve(path, problems);
+        let services = self.services.into_iter().map(ServiceDraft::finish).collect::<Option<Vec<_>>>();
+        Some(Config { cluster: cluster?, node: node?, services: services? })
+    }
+}

@@ -1,0 +1,156 @@
+//! `[node]`: what concerns one member only, and which member this is.
+
+use std::ops::Range;
+
+use lb_common::maps::FLOWS_MAX;
+use toml::Spanned;
+
+use super::{
+    Budgets, Node,
+    cluster::ClusterDraft,
+    host::Host,
+    problem::{Problem, Problems},
+    section::{Section, nearest, reject_duplicates},
+    value::{Integer, InterfaceName, MemberId, OnStop},
+};
+
+/// `[node]` as far as it could be read; `None` in the simple settings goes with a problem.
+pub(super) struct NodeDraft {
+    span: Option<Range<usize>>,
+    name: Option<Spanned<String>>,
+    interfaces: Option<Spanned<Vec<Spanned<InterfaceName>>>>,
+    on_stop: Option<OnStop>,
+    flows_max: Option<u32>,
+    budgets: Option<Budgets>,
+}
+
+impl NodeDraft {
+    pub(super) fn read(section: Option<Section<'_>>, problems: &Problems) -> Self {
+        let Some(mut section) = section else {
+            return Self {
+                span: None,
+                name: None,
+                interfaces: None,
+                on_stop: Some(OnStop::Keep),
+                flows_max: Some(FLOWS_MAX),
+                budgets: Some(Budgets::DEFAULT),
+            };
+        };
+        let draft = Self {
+            span: Some(section.span()),
+            name: section.optional("name"),
+            interfaces: section.list("interfaces"),
+            on_stop: section.or("on_stop", OnStop::Keep),
+            // From a table that a test can fill to one of 8 GB.
+            flows_max: section.or("flows_max", Integer::<16, { 1 << 26 }>(FLOWS_MAX.into())).map(|max| max.0 as u32),
+            budgets: read_budgets(section.table("budgets", "node.budgets")),
+        };
+        section.finish();
+        let interfaces = draft.interfaces.iter().flat_map(|list| list.get_ref());
+        reject_duplicates(interfaces.map(|name| (name.get_ref(), name.span())), problems, |name| {
+            format!("the interface {name} is there twice")
+        });
+        draft
+    }
+
+    /// Adds what the host and the command line say. `None` goes with a problem.
+    pub(super) fn resolve(self, cluster: &ClusterDraft, host: &Host<'_>, problems: &Problems) -> Option<Node> {
+        let id = self.member(cluster, host, problems);
+        let interfaces = self.interfaces(host, problems);
+        Some(Node {
+            id: id?,
+            interfaces: interfaces?,
+            on_stop: self.on_stop?,
+            flows_max: self.flows_max?,
+            budgets: self.budgets?,
+        })
+    }
+
+    fn member(&self, cluster: &ClusterDraft, host: &Host<'_>, problems: &Problems) -> Option<MemberId> {
+        let named = |name: &str| {
+            let member = cluster
+                .members
+                .iter()
+                .find(|member| member.name.as_ref().is_some_and(|member| member.get_ref().as_str() == name))?;
+            Some(member.id.as_ref().map(|id| *id.get_ref()))
+        };
+        let (name, source, span) = match (host.node, &self.name) {
+            (Some(name), _) => (name.to_owned(), "from --node", None),
+            (None, Some(name)) => (name.get_ref().clone(), "from node.name", Some(name.span())),
+            (None, None) => ((host.host_name)(), "the host name", None),
+        };
+        // Hosts with a full name may be listed by their first label.
+        let label = name.split_once('.').map_or(name.as_str(), |(label, _)| label);
+        if let Some(id) = named(&name).or_else(|| self.name.is_none().then(|| named(label)).flatten()) {
+            return id;
+        }
+        if cluster.members.is_empty() {
+            return None;
+        }
+        let names: Vec<&str> =
+            cluster.members.iter().filter_map(|member| Some(member.name.as_ref()?.get_ref().as_str())).collect();
+        let problem = Problem::new(format!("no member of the cluster has the name {name:?} ({source})"));
+        let problem = match span {
+            Some(span) => {
+                let near = nearest(&name, &names).map(|near| format!("did you mean {near:?}?"));
+                problem.at(span, near.unwrap_or_default())
+            }
+            None => problem,
+        };
+        problems.push(problem.help(format!("members: {}; choose one with --node or node.name", names.join(", "))));
+        None
+    }
+
+    fn interfaces(&self, host: &Host<'_>, problems: &Problems) -> Option<Vec<InterfaceName>> {
+        let given: Vec<Spanned<InterfaceName>> = if host.interfaces.is_empty() {
+            match &self.interfaces {
+                Some(listed) => listed.get_ref().clone(),
+                None => Vec::new(),
+            }
+        } else {
+            return self.interfaces_from_the_command_line(host, problems);
+        };
+        if given.is_empty() {
+            let problem = Problem::new("no interfaces");
+            let problem = match self.interfaces.as_ref().map(Spanned::span).or_else(|| self.span.clone()) {
+                Some(span) => problem.at(span, ""),
+                None => problem,
+            };
+            problems.push(problem.help("interfaces = [\"eth0\"] in [node], or --interface eth0"));
+            return None;
+        }
+        let missing: Vec<_> = given.iter().filter(|name| !(host.interface_exists)(name.get_ref().as_str())).collect();
+        for name in &missing {
+            let problem = Problem::new(format!("this host has no interface {}", name.get_ref()));
+            problems.push(problem.at(name.span(), "").help("`ip -br link` lists them"));
+        }
+        missing.is_empty().then(|| given.into_iter().map(Spanned::into_inner).collect())
+    }
+
+    fn interfaces_from_the_command_line(&self, host: &Host<'_>, problems: &Problems) -> Option<Vec<InterfaceName>> {
+        let mut interfaces = Vec::new();
+        for name in host.interfaces {
+            match name.parse::<InterfaceName>() {
+                Ok(name) if (host.interface_exists)(name.as_str()) && !interfaces.contains(&name) => {
+                    interfaces.push(name);
+                }
+                Ok(name) if interfaces.contains(&name) => {}
+                _ => problems.push(
+                    Problem::new(format!("this host has no interface {name} (from --interface)"))
+                        .help("`ip -br link` lists them"),
+                ),
+            }
+        }
+        (!interfaces.is_empty()).then_some(interfaces)
+    }
+}
+
+fn read_budgets(section: Option<Section<'_>>) -> Option<Budgets> {
+    let Some(mut section) = section else { return Some(Budgets::DEFAULT) };
+    let mut budget = |key, default: u32| section.or(key, Integer::<0, 100_000_000>(default.into()));
+    let tcp = budget("tcp", Budgets::DEFAULT.tcp);
+    let udp = budget("udp", Budgets::DEFAULT.udp);
+    let derived = budget("derived", Budgets::DEFAULT.derived);
+    section.finish();
+    Some(Budgets { tcp: tcp?.0 as u32, udp: udp?.0 as u32, derived: derived?.0 as u32 })
+}

@@ -1,0 +1,170 @@
+//! Reads a TOML table key by key, and goes on after an error, so that all of them are found.
+//!
+//! A derived deserializer stops at its first error; this reader is as much code as the structs it would need.
+
+use std::ops::Range;
+
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::problem::{Problem, Problems};
+
+/// A type that one TOML value becomes.
+pub(super) trait Value: Sized {
+    /// What the value must be, for "`key` must be ...".
+    fn what() -> String;
+
+    /// The value, or why it is none, in a few words; empty when `what` says it all.
+    fn read(value: &DeValue<'_>) -> Result<Self, String>;
+}
+
+/// A table that is being read.
+pub(super) struct Section<'a> {
+    title: &'static str,
+    table: &'a DeTable<'a>,
+    span: Range<usize>,
+    /// Keys that were asked for: all that the table may have.
+    known: Vec<&'static str>,
+    problems: &'a Problems,
+}
+
+impl<'a> Section<'a> {
+    pub(super) fn new(title: &'static str, table: &'a Spanned<DeTable<'a>>, problems: &'a Problems) -> Self {
+        Self { title, table: table.get_ref(), span: table.span(), known: Vec::new(), problems }
+    }
+
+    /// Where the table begins.
+    pub(super) fn span(&self) -> Range<usize> {
+        self.span.clone()
+    }
+
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// The value of `key`, which must be there.
+    pub(super) fn required<T: Value>(&mut self, key: &'static str) -> Option<Spanned<T>> {
+        if !self.has(key) {
+            let problem = Problem::new(format!("`{key}` is missing in {}", self.title)).at(self.span(), "");
+            self.problems.push(problem.help(format!("`{key}` is {}", T::what())));
+        }
+        self.optional(key)
+    }
+
+    /// The value of `key`, if it is there.
+    pub(super) fn optional<T: Value>(&mut self, key: &'static str) -> Option<Spanned<T>> {
+        let value = self.value(key)?;
+        self.read(key, value)
+    }
+
+    /// The value of `key`, or `default`; `None` only for a wrong value.
+    pub(super) fn or<T: Value>(&mut self, key: &'static str, default: T) -> Option<T> {
+        match self.value(key) {
+            Some(value) => self.read(key, value).map(Spanned::into_inner),
+            None => Some(default),
+        }
+    }
+
+    /// The valid elements of the list at `key`, and where the list is.
+    pub(super) fn list<T: Value>(&mut self, key: &'static str) -> Option<Spanned<Vec<Spanned<T>>>> {
+        let value = self.value(key)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            self.mistyped(key, "a list", value);
+            return None;
+        };
+        Some(Spanned::new(value.span(), array.iter().filter_map(|element| self.read(key, element)).collect()))
+    }
+
+    /// The table at `key`, if it is there.
+    pub(super) fn table(&mut self, key: &'static str, title: &'static str) -> Option<Self> {
+        let value = self.value(key)?;
+        self.section(key, title, value)
+    }
+
+    /// The tables of the list at `key`, and where the list is.
+    pub(super) fn tables(&mut self, key: &'static str, title: &'static str) -> Option<Spanned<Vec<Self>>> {
+        let value = self.value(key)?;
+        let DeValue::Array(array) = value.get_ref() else {
+            self.mistyped(key, "a list of tables", value);
+            return None;
+        };
+        let tables = array.iter().filter_map(|element| self.section(key, title, element)).collect();
+        Some(Spanned::new(value.span(), tables))
+    }
+
+    /// Complains about keys that nobody asked for.
+    pub(super) fn finish(self) {
+        for key in self.table.keys().filter(|key| !self.known.contains(&key.get_ref().as_ref())) {
+            let name = key.get_ref();
+            let label = nearest(name, &self.known).map(|near| format!("did you mean `{near}`?")).unwrap_or_default();
+            let problem = Problem::new(format!("unknown key `{name}` in {}", self.title)).at(key.span(), label);
+            self.problems.push(problem.help(format!("keys of {}: {}", self.title, self.known.join(", "))));
+        }
+    }
+
+    fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+        self.known.push(key);
+        self.table.get(key)
+    }
+
+    fn read<T: Value>(&self, key: &str, value: &Spanned<DeValue<'_>>) -> Option<Spanned<T>> {
+        match T::read(value.get_ref()) {
+            Ok(read) => Some(Spanned::new(value.span(), read)),
+            Err(why) => {
+                let problem = Problem::new(format!("`{key}` must be {}", T::what()));
+                self.problems.push(problem.at(value.span(), why));
+                None
+            }
+        }
+    }
+
+    fn section(&self, key: &str, title: &'static str, value: &'a Spanned<DeValue<'a>>) -> Option<Self> {
+        let DeValue::Table(table) = value.get_ref() else {
+            self.mistyped(key, "a table", value);
+            return None;
+        };
+        Some(Self { title, table, span: value.span(), known: Vec::new(), problems: self.problems })
+    }
+
+    fn mistyped(&self, key: &str, what: &str, value: &Spanned<DeValue<'_>>) {
+        let problem = Problem::new(format!("`{key}` must be {what}"));
+        self.problems.push(problem.at(value.span(), found(value.get_ref())));
+    }
+}
+
+/// Says of which type a value is that should have been of another.
+pub(super) fn found(value: &DeValue<'_>) -> String {
+    match value.type_str() {
+        kind @ ("integer" | "array") => format!("this is an {kind}"),
+        kind => format!("this is a {kind}"),
+    }
+}
+
+/// The candidate that `word` may be a misspelling of.
+pub(super) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
+    let distance = |candidate: &str| strsim::damerau_levenshtein(word, candidate);
+    let near = candidates.iter().copied().min_by_key(|candidate| distance(candidate))?;
+    (distance(near) <= 1 + near.len() / 4).then_some(near)
+}
+
+/// Complains about every element that equals an earlier one.
+pub(super) fn reject_duplicates<K: Ord>(
+    items: impl IntoIterator<Item = (K, Range<usize>)>,
+    problems: &Problems,
+    message: impl Fn(&K) -> String,
+) {
+    let mut first = std::collections::BTreeMap::new();
+    for (key, span) in items {
+        match first.get(&key) {
+            Some(before) => {
+                let problem = Problem::new(message(&key)).at(span, "used again here");
+                problems.push(problem.with(Range::clone(before), "first used here"));
+            }
+            None => {
+                first.insert(key, span);
+            }
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! `[[service]]`, its VIPs and backends, and what services may not have in common.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    ops::Range,
+};
+
+use lb_common::maps::{BACKENDS_MAX, SERVICES_MAX};
+use toml::Spanned;
+
+use super::{
+    Backend, Service,
+    cluster::ClusterDraft,
+    problem::{Problem, Problems},
+    section::{Section, reject_duplicates},
+    value::{Name, Vip, Weight},
+};
+
+/// A service as far as it could be read.
+pub(super) struct ServiceDraft {
+    pub(super) name: Option<Spanned<Name>>,
+    pub(super) vips: Vec<Spanned<Vip>>,
+    pub(super) backends: Vec<BackendDraft>,
+}
+
+/// A backend as far as it could be read.
+pub(super) struct BackendDraft {
+    pub(super) name: Option<Spanned<Name>>,
+    pub(super) address: Option<Spanned<Ipv4Addr>>,
+    weight: Option<Weight>,
+    drain: Option<bool>,
+}
+
+impl ServiceDraft {
+    /// `None` goes with a problem.
+    pub(super) fn finish(self) -> Option<Service> {
+        Some(Service {
+            name: self.name?.into_inner(),
+            vips: self.vips.into_iter().map(Spanned::into_inner).collect(),
+            backends: self.backends.into_iter().map(BackendDraft::finish).collect::<Option<_>>()?,
+        })
+    }
+}
+
+impl BackendDraft {
+    fn finish(self) -> Option<Backend> {
+        Some(Backend {
+            name: self.name?.into_inner(),
+            address: self.address?.into_inner(),
+            weight: self.weight?,
+            drain: self.drain?,
+        })
+    }
+}
+
+pub(super) fn read_all(tables: Option<Spanned<Vec<Section<'_>>>>, problems: &Problems) -> Vec<ServiceDraft> {
+    let Some(tables) = tables else { return Vec::new() };
+    tables.into_inner().into_iter().map(|section| read(section, problems)).collect()
+}
+
+fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
+    let span = section.span();
+    let name = section.required("name");
+    let vips = section.list("vip");
+    if vips.is_none() || vips.as_ref().is_some_and(|vips| vips.get_ref().is_empty()) {
+        let at = vips.as_ref().map_or(span.clone(), Spanned::span);
+        let problem = Problem::new("the service has no VIP").at(at, "");
+        problems.push(problem.help("vip = [\"203.0.113.10:80/tcp\"]"));
+    }
+    let backends = section.tables("backends", "a backend");
+    let at = backends.as_ref().map_or(span, Spanned::span);
+    let backends = backends.map(|tables| read_backends(tables.into_inner(), problems)).unwrap_or_default();
+    reject_idle(&backends, at, problems);
+    section.finish();
+    ServiceDraft { name, vips: vips.map(Spanned::into_inner).unwrap_or_default(), backends }
+}
+
+fn read_backends(tables: Vec<Section<'_>>, problems: &Problems) -> Vec<BackendDraft> {
+    let backends: Vec<BackendDraft> = tables
+        .into_iter()
+        .map(|mut section| {
+            let backend = BackendDraft {
+                name: section.required("name"),
+                address: section.required("address"),
+                weight: section.or("weight", Weight::DEFAULT),
+                drain: section.or("drain", false),
+            };
+            section.finish();
+            backend
+        })
+        .collect();
+    let names = backends.iter().filter_map(|backend| backend.name.as_ref());
+    reject_duplicates(names.map(|name| (name.get_ref(), name.span())), problems, |name| {
+        format!("two backends of a service have the name {name}")
+    });
+    let addresses = backends.iter().filter_map(|backend| backend.address.as_ref());
+    reject_duplicates(addresses.map(|address| (*address.get_ref(), address.span())), problems, |address| {
+        format!("two backends of a service have the address {address}")
+    });
+    backends
+}
+
+/// A service must have somewhere to go. That all its backends drain is an operator's way to end it, and valid.
+fn reject_idle(backends: &[BackendDraft], at: Range<usize>, problems: &Problems) {
+    if backends.is_empty() {
+        let problem = Problem::new("the service has no backends").at(at, "");
+        problems.push(problem.help("backends = [{ name = \"web-1\", address = \"10.0.2.11\" }]"));
+    } else if backends.iter().all(|backend| backend.weight.is_some_and(|weight| weight.get() == 0)) {
+        let problem = Problem::new("every backend of the service has weight 0: none would take new flows").at(at, "");
+        problems.push(problem.help("give at least one a weight; to empty a service, set drain = true"));
+    }
+}
+
+/// What is wrong between services, and between services and members.
+pub(super) fn reject_conflicts(services: &[ServiceDraft], cluster: &ClusterDraft, problems: &Problems) {
+    let names = services.iter().filter_map(|service| service.name.as_ref());
+    reject_duplicates(names.map(|name| (name.get_ref(), name.span())), problems, |name| {
+        format!("two services have the name {name}")
+    });
+    let vips = || services.iter().flat_map(|service| &service.vips);
+    reject_duplicates(vips().map(|vip| (*vip.get_ref(), vip.span())), problems, |vip| {
+        format!("the VIP {vip} is there twice")
+    });
+    for vip in vips().filter(|vip| vip.get_ref().address.is_ipv6()) {
+        let problem = Problem::new("IPv6 services come with a later version").at(vip.span(), "an IPv6 address");
+        problems.push(problem.help("nothing was changed; remove the VIP to use the rest of the file"));
+    }
+    reject_shared_addresses(services, cluster, problems);
+    reject_excess(services, problems);
+}
+
+/// A packet to an address that is two things at once would be taken for the wrong one, and could go round in circles.
+fn reject_shared_addresses(services: &[ServiceDraft], cluster: &ClusterDraft, problems: &Problems) {
+    let members: BTreeMap<IpAddr, Range<usize>> = cluster
+        .members
+        .iter()
+        .filter_map(|member| member.address.as_ref())
+        .map(|address| (IpAddr::V4(*address.get_ref()), address.span()))
+        .collect();
+    let mut vips = BTreeMap::new();
+    for vip in services.iter().flat_map(|service| &service.vips) {
+        let address = vip.get_ref().address;
+        if let Some(member) = members.get(&address) {
+            let problem = Problem::new(format!("the VIP {} has a member's address", vip.get_ref()));
+            problems.push(problem.at(vip.span(), "a VIP").with(member.clone(), "the member"));
+        }
+        vips.entry(address).or_insert_with(|| vip.span());
+    }
+    let backends = services.iter().flat_map(|service| &service.backends);
+    for address in backends.filter_map(|backend| backend.address.as_ref()) {
+        let at = IpAddr::V4(*address.get_ref());
+        for (taken, owner) in [(members.get(&at), "member"), (vips.get(&at), "VIP")] {
+            let Some(taken) = taken else { continue };
+            let problem = Problem::new(format!("the backend address {at} is also a {owner}'s"));
+            problems.push(problem.at(address.span(), "a backend").with(taken.clone(), format!("the {owner}")));
+        }
+    }
+}
+
+/// The maps that hold services and backends have a fixed size.
+fn reject_excess(services: &[ServiceDraft], problems: &Problems) {
+    let vips: Vec<Vip> = services.iter().flat_map(|service| &service.vips).map(|vip| *vip.get_ref()).collect();
+    let addresses: BTreeSet<IpAddr> = vips.iter().map(|vip| vip.address).collect();
+    let elements = vips.len() + addresses.len();
+    if elements > SERVICES_MAX as usize {
+        problems.push(Problem::new(format!(
+            "{} VIPs on {} addresses: together at most {SERVICES_MAX} fit",
+            vips.len(),
+            addresses.len()
+        )));
+    }
+    let backends: usize = services.iter().map(|service| service.vips.len() * service.backends.len()).sum();
+    if backends >= BACKENDS_MAX as usize {
+        problems.push(Problem::new(format!(
+            "{backends} backends, counted once for each VIP of their service: at most {} fit",
+            BACKENDS_MAX - 1
+        )));
+    }
+}
