@@ -1,0 +1,47 @@
+//! A picture of the core for people and tests.
+
+/// What the core knows, at one moment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Whether this member may own new flows.
+    pub ready: bool,
+    /// This start of the agent.
+    pub incarnation: u32,
+    /// Members whose datapath answers.
+    pub forwarding: u64,
+    /// Members that may own new flows.
+    pub eligible: u64,
+    /// Live records.
+    pub records: usize,
+    /// Records of flows that have ended.
+    pub tombstones: usize,
+    /// Records that wait for a configuration that knows their backend.
+    pub parked: usize,
+    /// The peers, by id.
+    pub peers: Vec<PeerStatus>,
+}
+
+/// What the core knows of a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// Its id.
+    pub id: u8,
+    /// Whether its datapath answers.
+    pub forwarding: bool,
+    /// Whether its agent lives.
+    pub agent: bool,
+    /// Whether it says that it is ready.
+    pub ready: bool,
+    /// Its latest incarnation known here, 0 for none.
+    pub incarnation: u32,
+    /// Whether a session is open.
+    pub connected: bool,
+    /// Whether all records have been sent to it.
+    pub snapshot_sent: bool,
+    /// Whether all its records have arrived.
+    pub snapshot_received: bool,
+    /// Whether its configuration is ours.
+    pub same_configuration: bool,
+    /// Flows that wait to be sent to it.
+    pub queued: usize,
+}

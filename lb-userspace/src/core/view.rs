@@ -1,0 +1,158 @@
+//! What the core is told about its cluster: valid, plain data, made by the configuration.
+
+use std::time::Duration;
+
+use lb_common::{address::Address, hash::HashKey, node::BUDGET_CLASSES, service::ServiceKey};
+
+/// One valid configuration, as member `me` sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct View {
+    /// This member's id, 1 to 64; the same for the life of a `Core`.
+    pub me: u8,
+    /// All members, this one included; ids, names and addresses are unique.
+    pub members: Vec<Member>,
+    /// The cluster's name, at most `wire::NAME_MAX` bytes.
+    pub cluster: String,
+    /// Generation of the cluster part of the configuration.
+    pub generation: u64,
+    /// Hash of the cluster part of the configuration.
+    pub hash: u64,
+    /// The cluster's secret.
+    pub hash_key: HashKey,
+    /// UDP port of probes and TCP port of sessions.
+    pub port: u16,
+    /// How peers are watched.
+    pub probing: Probing,
+    /// Record and replicate flows at their first packet.
+    pub first_packet: bool,
+    /// When idle flows end.
+    pub timeouts: Timeouts,
+    /// New entries a CPU may make in a budget window, per class.
+    pub budgets: [u32; BUDGET_CLASSES],
+    /// What is balanced; no `ServiceKey` occurs twice.
+    pub services: Vec<Service>,
+    /// Bounds of the core's memory.
+    pub limits: Limits,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// 1 to 64, for ever.
+    pub id: u8,
+    /// For people.
+    pub name: String,
+    /// Tunnel and agent address.
+    pub address: Address,
+}
+
+/// How peers are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Probing {
+    /// Time between two probes to a peer.
+    pub interval: Duration,
+    /// Unanswered probes that make a peer dead, at least 1.
+    pub misses: u32,
+}
+
+/// How long a flow may be idle, by its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, not yet worth replicating.
+    pub young: Duration,
+    /// TCP, established: RFC 5382 asks for at least 2 h 4 min.
+    pub established: Duration,
+    /// TCP after the client's FIN.
+    pub closing: Duration,
+    /// TCP after the client's RST.
+    pub reset: Duration,
+    /// UDP.
+    pub udp: Duration,
+}
+
+/// Something that is balanced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// For people.
+    pub name: String,
+    /// Its addresses, each a service of its own to the datapath.
+    pub vips: Vec<ServiceKey>,
+    /// Its servers; addresses are unique.
+    pub backends: Vec<Backend>,
+}
+
+/// A server behind a service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// For people.
+    pub name: String,
+    /// Where packets are sent.
+    pub address: Address,
+    /// Share of new flows relative to the other backends of the service; 0 for none.
+    pub weight: u16,
+    /// Keeps its flows and takes no new ones.
+    pub drain: bool,
+}
+
+/// Bounds of the core's memory; only tests and the simulator depart from the defaults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Flows: as many as the flow map holds.
+    pub flows: usize,
+    /// Tombstones kept at a time.
+    pub tombstones: usize,
+    /// Records parked until their backend is configured.
+    pub parked: usize,
+    /// Flows that wait to be sent to one peer.
+    pub queue: usize,
+    /// Bytes handed to one session and not yet drained, before another frame is made.
+    pub window: usize,
+}
+
+impl View {
+    /// The member called `id`.
+    pub fn member(&self, id: u8) -> Option<&Member> {
+        self.members.iter().find(|member| member.id == id)
+    }
+
+    /// The mask of all members.
+    pub fn configured(&self) -> u64 {
+        self.members.iter().fold(0, |mask, member| mask | lb_common::rank::bit(member.id))
+    }
+}
+
+impl Default for Probing {
+    /// 20 ms, 5 misses: 100 ms, as BFD on a LAN, and one false alarm in years at 0.1 % loss.
+    fn default() -> Self {
+        Self { interval: Duration::from_millis(20), misses: 5 }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            young: Duration::from_secs(15),
+            established: Duration::from_secs(2 * 3600 + 4 * 60),
+            closing: Duration::from_secs(120),
+            reset: Duration::from_secs(30),
+            udp: Duration::from_secs(90),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let flows = lb_common::maps::FLOWS_MAX as usize;
+        Self {
+            flows,
+            // Tombstones live for 120 s: 2,000 ends of flows a second.
+            tombstones: flows / 4,
+            // One frame holds 1,300 records: about 50 frames of a newer configuration.
+            parked: 1 << 16,
+            // 6 MB on the wire; a peer that is further behind is better served by a snapshot.
+            queue: 1 << 17,
+            // Four full frames: keeps 10 Gbit/s busy over 200 us, and deltas wait for no more than this.
+            window: 1 << 18,
+        }
+    }
+}
