@@ -1,12 +1,16 @@
 //! Addresses with room for both families.
 
+use zerocopy::transmute;
+
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`; network order.
 pub type Address = [u8; 16];
 
 /// Maps an IPv4 address (network order) into the form that types for both families hold.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> Address {
-    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]]
+    // Two whole words: for bytes the eBPF compiler would call a byte-wise memset.
+    let words = [0, u64::from_ne_bytes([0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])];
+    transmute!(words)
 }
 
 /// The IPv4 address inside `address`, if it is a mapped one.

@@ -224,12 +224,7 @@ impl FlowKey for FlowKeyV6 {
 
     #[inline(always)]
     fn service(&self) -> ServiceKey {
-        ServiceKey {
-            address: self.destination,
-            port: self.destination_port,
-            protocol: self.protocol,
-            padding: 0,
-        }
+        ServiceKey { address: self.destination, port: self.destination_port, protocol: self.protocol, padding: 0 }
     }
 
     #[inline(always)]

@@ -1,0 +1,105 @@
+//! The maps: who writes, who reads. Names, layouts and capacities are `lb_common::maps`'s.
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use lb_common::{
+    address::Address,
+    decap,
+    flow::{FlowEntry, FlowKeyV4, Pending},
+    liveness::{Heard, Liveness},
+    maps::{BACKENDS_MAX, CPUS_MAX, EVENT_RING_BYTES, FLOWS_MAX, MEMBER_SLOTS, PENDING_MAX, SERVICES_MAX},
+    node::{Budget, Node},
+    packet::ETHERNET,
+    rank::MEMBERS_MAX,
+    reason::{Counter, REASONS, Reason},
+    ring::Ring,
+    service::{Service, ServiceKey, VipFilter},
+    target::Target,
+};
+
+/// XDP inserts and touches, the agent does the rest. Preallocated: nothing is evicted, nothing is allocated per packet.
+#[btf_map(name = "flows")]
+pub(crate) static FLOWS: HashMap<FlowKeyV4, FlowEntry, { FLOWS_MAX as usize }> = HashMap::new();
+
+/// XDP only. One LRU for all CPUs: the packets of a handshake may reach different ones.
+#[btf_map(name = "pending")]
+pub(crate) static PENDING: LruHashMap<FlowKeyV4, Pending, { PENDING_MAX as usize }> = LruHashMap::new();
+
+/// Written by the agent.
+#[btf_map(name = "services")]
+pub(crate) static SERVICES: HashMap<ServiceKey, Service, { SERVICES_MAX as usize }> = HashMap::new();
+
+/// Written by the agent.
+#[btf_map(name = "vip_filter")]
+pub(crate) static VIP_FILTER: Array<VipFilter, 1> = Array::new();
+
+/// Written by the agent: a whole inner map at a time.
+#[btf_map(name = "rings")]
+pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { SERVICES_MAX as usize }> = ArrayOfMaps::new();
+
+/// Written by the agent.
+#[btf_map(name = "backends")]
+pub(crate) static BACKENDS: Array<Target, { BACKENDS_MAX as usize }> = Array::new();
+
+/// Written by the agent.
+#[btf_map(name = "members")]
+pub(crate) static MEMBERS: Array<Target, { MEMBER_SLOTS as usize }> = Array::new();
+
+/// Written by the agent.
+#[btf_map(name = "peers")]
+pub(crate) static PEERS: HashMap<Address, u32, MEMBERS_MAX> = HashMap::new();
+
+/// Written by the agent.
+#[btf_map(name = "liveness")]
+pub(crate) static LIVENESS: Array<Liveness, 1> = Array::new();
+
+/// Written by XDP, read by the agent.
+#[btf_map(name = "heard")]
+pub(crate) static HEARD: Array<Heard, { MEMBER_SLOTS as usize }> = Array::new();
+
+/// Written by the agent.
+#[btf_map(name = "node")]
+pub(crate) static NODE: Array<Node, 1> = Array::new();
+
+/// Written by XDP.
+#[btf_map(name = "counters")]
+pub(crate) static COUNTERS: PerCpuArray<Counter, REASONS> = PerCpuArray::new();
+
+/// XDP only.
+#[btf_map(name = "budget")]
+pub(crate) static BUDGET: PerCpuArray<Budget, 1> = PerCpuArray::new();
+
+/// Written by XDP, read by the agent; one ring per CPU, because producers of a shared one wait for each other.
+#[btf_map(name = "events")]
+pub(crate) static EVENTS: ArrayOfMaps<RingBuf<(), { EVENT_RING_BYTES as usize }>, { CPUS_MAX as usize }> =
+    ArrayOfMaps::new();
+
+/// `decap`: written by its command.
+#[btf_map(name = "decap_from")]
+pub(crate) static DECAP_FROM: LpmTrie<Address, u32, { decap::DECAP_ENTRIES as usize }> = LpmTrie::new();
+
+/// `decap`: written by its command.
+#[btf_map(name = "decap_vips")]
+pub(crate) static DECAP_VIPS: HashMap<Address, u32, { decap::DECAP_ENTRIES as usize }> = HashMap::new();
+
+/// `decap`: written by XDP.
+#[btf_map(name = "decap_counters")]
+pub(crate) static DECAP_COUNTERS: PerCpuArray<Counter, { decap::Outcome::ALL.len() }> = PerCpuArray::new();
+
+/// Counts a packet of `frame_bytes` bytes.
+#[inline(always)]
+pub(crate) fn count(reason: Reason, frame_bytes: usize) {
+    add(COUNTERS.get_ptr_mut(reason as u32), frame_bytes);
+}
+
+/// Adds a packet to a counter of this CPU.
+#[inline(always)]
+pub(crate) fn add(counter: Option<*mut Counter>, frame_bytes: usize) {
+    let Some(counter) = counter else { return };
+    // SAFETY: this CPU's own element, and XDP programs of one CPU do not interrupt each other.
+    let counter = unsafe { &mut *counter };
+    counter.packets += 1;
+    counter.bytes += frame_bytes.saturating_sub(ETHERNET) as u64;
+}

@@ -1,0 +1,205 @@
+//! `lb-common`'s tables, over the BPF maps.
+
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use lb_common::{
+    address::Address,
+    flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
+    liveness::Liveness,
+    node::Node,
+    rank::{Owners, rank},
+    service::{Service, ServiceKey},
+    steer::{Flows, Inserted, Lifecycle, Tables},
+    target::Target,
+};
+
+use crate::maps;
+
+/// `bpf_map_update_elem`: only where there is no element.
+const BPF_NOEXIST: u64 = 1;
+/// `bpf_map_update_elem`: only where there is one.
+const BPF_EXIST: u64 = 2;
+const EEXIST: i32 = 17;
+
+/// The maps, with what nearly every packet needs at hand.
+pub(crate) struct Maps {
+    /// This member.
+    pub(crate) node: &'static Node,
+    liveness: &'static Liveness,
+    now_ns: u64,
+}
+
+impl Maps {
+    /// None while the agent has not configured the datapath.
+    #[inline(always)]
+    pub(crate) fn open() -> Option<Self> {
+        let node: &'static Node = maps::NODE.get(0)?;
+        if node.id == 0 {
+            return None;
+        }
+        Some(Self { node, liveness: maps::LIVENESS.get(0)?, now_ns: 0 })
+    }
+
+    /// Reads the clock: left until a packet is known to need it.
+    #[inline(always)]
+    pub(crate) fn set_clock(&mut self) {
+        // SAFETY: a helper call without arguments.
+        self.now_ns = unsafe { bpf_ktime_get_ns() };
+    }
+}
+
+impl Tables for Maps {
+    #[inline(always)]
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    #[inline(always)]
+    fn node(&self) -> &Node {
+        self.node
+    }
+
+    #[inline(always)]
+    fn liveness(&self) -> &Liveness {
+        self.liveness
+    }
+
+    #[inline(always)]
+    fn probe_heard_ns(&self, id: u8) -> u64 {
+        maps::HEARD.get(u32::from(id)).map_or(0, |heard| heard.probe_ns)
+    }
+
+    #[inline(always)]
+    fn may_be_vip(&self, address: &Address) -> bool {
+        maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
+    }
+
+    #[inline(always)]
+    fn member_at(&self, address: &Address) -> Option<u8> {
+        // SAFETY: the value is one word; a concurrent update is seen whole or not at all.
+        unsafe { maps::PEERS.get(address) }.map(|id| *id as u8)
+    }
+
+    #[inline(always)]
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        // SAFETY: copied at once; the agent replaces elements, it does not write into them.
+        unsafe { maps::SERVICES.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn ring(&self, ring: u32, slot: usize) -> u16 {
+        ring_entry(ring, slot as u32) as u16
+    }
+
+    #[inline(always)]
+    fn backend(&self, slot: u16) -> Option<&Target> {
+        maps::BACKENDS.get(u32::from(slot))
+    }
+
+    #[inline(always)]
+    fn member(&self, id: u8) -> Option<&Target> {
+        maps::MEMBERS.get(u32::from(id))
+    }
+
+    #[inline(always)]
+    fn rank(&self, flow_hash: u64, candidates: u64) -> Owners {
+        let packed = rank_members(flow_hash, candidates);
+        Owners { primary: packed as u8, backup: (packed >> 8) as u8 }
+    }
+
+    #[inline(always)]
+    fn take_budget(&self, class: usize) -> bool {
+        let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
+        // SAFETY: this CPU's own element.
+        unsafe { &mut *budget }.take(class, &self.node.budgets, self.now_ns)
+    }
+}
+
+// Global functions (kernel 5.6, be8704ff07d2): the verifier walks each once, and not once for every path that calls it.
+
+/// The backend slot in a slot of a ring; 0 for none.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn ring_entry(ring: u32, slot: u32) -> u32 {
+    let Some(ring) = maps::RINGS.get_value(ring, &0) else { return 0 };
+    // A mask bounds the index in a way that the verifier understands; `ring_slot` stays below it anyway.
+    u32::from(ring.slots[slot as usize & (ring.slots.len() - 1)])
+}
+
+#[inline(never)]
+fn emit_event(key: &FlowKeyV4, entry: &FlowEntry) -> u32 {
+    // SAFETY: a helper call without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(ring) = maps::EVENTS.get(cpu) else { return 0 };
+    let Some(mut event) = ring.reserve_untyped::<EventV4>(0) else { return 0 };
+    event.write(EventV4 { key: *key, entry: *entry });
+    event.submit(0);
+    1
+}
+
+/// The owners among `candidates`: the primary's id in the lowest byte, the backup's in the next.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn rank_members(flow_hash: u64, candidates: u64) -> u32 {
+    let Some(node) = maps::NODE.get(0) else { return 0 };
+    let owners = rank(flow_hash, &node.seeds, node.members, candidates);
+    u32::from(owners.primary) | u32::from(owners.backup) << 8
+}
+
+impl Flows<FlowKeyV4> for Maps {
+    type Flow = *mut FlowEntry;
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKeyV4) -> Option<Self::Flow> {
+        maps::FLOWS.get_ptr_mut(key)
+    }
+
+    #[inline(always)]
+    fn entry(&self, flow: Self::Flow) -> FlowEntry {
+        // SAFETY: an element of the preallocated map stays mapped; its fields may change meanwhile.
+        unsafe { *flow }
+    }
+
+    #[inline(always)]
+    fn touch(&self, flow: Self::Flow, tag: u32, step: Lifecycle) {
+        // SAFETY: as above; the tag is compared right before the writes.
+        let entry = unsafe { &mut *flow };
+        if entry.tag == tag {
+            entry.last_seen = step.last_seen;
+            entry.revision = step.revision;
+            entry.state = step.state;
+            entry.packets = step.packets;
+        }
+    }
+
+    #[inline(always)]
+    fn insert(&self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
+        match maps::FLOWS.insert(key, entry, BPF_NOEXIST) {
+            Ok(()) => Inserted::Yes,
+            Err(error) if error == -EEXIST => Inserted::Exists,
+            Err(_) => Inserted::Full,
+        }
+    }
+
+    #[inline(always)]
+    fn replace(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+        // Fails only if the agent deleted the entry meanwhile: then the flow begins anew with its next packet.
+        let _ = maps::FLOWS.insert(key, entry, BPF_EXIST);
+    }
+
+    #[inline(always)]
+    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
+        // SAFETY: copied at once; elements are replaced, not written into.
+        unsafe { maps::PENDING.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_pending(&self, key: &FlowKeyV4, pending: &Pending) {
+        // Fails only under contention for a free element: then the tuple is remembered at its next packet.
+        let _ = maps::PENDING.insert(key, pending, 0);
+    }
+
+    #[inline(always)]
+    fn emit(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+        emit_event(key, entry);
+    }
+}
