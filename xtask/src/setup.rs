@@ -16,20 +16,21 @@ const COMPILER_PACKAGES: [&str; 2] = ["rustc-web", "libstd-rust-web-dev-bpf"];
 /// Clippy of the same release, which lints the eBPF programs for their own target.
 const LINTER_PACKAGE: &str = "rust-web-clippy";
 
+/// The other way to a compiler, outside Debian.
+const NIGHTLY: &str = "rustup toolchain install nightly --component rust-src";
+
 /// Programs that the demo and the privileged tests start, and the packages that hold them.
 const LAB_PROGRAMS: [(&str, &str); 4] =
     [("ip", "iproute2"), ("ethtool", "ethtool"), ("nft", "nftables"), ("bpftool", "bpftool")];
 
 /// Sets up what building takes.
 pub(crate) fn toolchain(root: &Path) -> Result<Toolchain> {
-    packages(Vec::new())?;
-    fitting_linker(root)
+    install(root, Vec::new())
 }
 
-/// Sets up what building takes, and what the demo and the tests use.
+/// Sets up what building takes, and what the demo and the privileged tests use.
 pub(crate) fn everything(root: &Path) -> Result<Toolchain> {
-    packages(missing_lab_packages())?;
-    fitting_linker(root)
+    install(root, missing_lab_packages())
 }
 
 /// Sets up what CI takes: everything, and the linter for the bpf target.
@@ -41,8 +42,7 @@ pub(crate) fn everything_and_linter(root: &Path) -> Result<Toolchain> {
         Some(compiler) if compiler.sibling("clippy-driver").is_file() => {}
         _ => wanted.push(LINTER_PACKAGE),
     }
-    packages(wanted)?;
-    let toolchain = fitting_linker(root)?;
+    let toolchain = install(root, wanted)?;
     if !toolchain.compiler.sibling("clippy-driver").is_file() {
         bail!("there is no clippy for {}: run `rustup component add clippy --toolchain nightly`", toolchain.compiler);
     }
@@ -54,86 +54,91 @@ fn missing_lab_packages() -> Vec<&'static str> {
     missing.map(|(_, package)| *package).collect()
 }
 
-/// Installs `wanted`, and the compiler if there is none.
-fn packages(mut wanted: Vec<&str>) -> Result<()> {
+/// Installs the packages `wanted`, the compiler if there is none, and a linker if there is none that fits.
+fn install(root: &Path, mut wanted: Vec<&str>) -> Result<Toolchain> {
     let compiler_missing = toolchain::compilers().is_empty();
     if compiler_missing && !is_debian() {
-        bail!("{}: run `rustup toolchain install nightly --component rust-src`", Missing::Compiler);
+        bail!("{}: run `{NIGHTLY}`", Missing::Compiler);
     }
     if compiler_missing {
         wanted.extend(COMPILER_PACKAGES);
     }
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    require_apt(&wanted)?;
-    step::heading("Updating apt's package lists");
-    step::run(Command::new("apt-get").args(["update", "--quiet", "--quiet"]))?;
-    if compiler_missing && !is_known_to_apt(COMPILER_PACKAGES[0]) {
-        bail!(
-            "this Debian has no package {}: run `rustup toolchain install nightly --component rust-src`",
-            COMPILER_PACKAGES[0]
-        );
-    }
-    apt_install(&wanted)
-}
-
-/// Finds a pair of compiler and linker, building the linker if there is none for the compiler.
-fn fitting_linker(root: &Path) -> Result<Toolchain> {
-    let compiler = match toolchain::find(root) {
-        Ok(toolchain) => {
-            eprintln!("eBPF toolchain: {toolchain}");
-            return Ok(toolchain);
+    let mut apt = Apt::default();
+    if !wanted.is_empty() {
+        require_apt(&wanted)?;
+        apt.update()?;
+        if compiler_missing && !apt.knows(COMPILER_PACKAGES[0]) {
+            bail!("this Debian has no package {}: run `{NIGHTLY}`", COMPILER_PACKAGES[0]);
         }
-        Err(Missing::Compiler) => bail!("{}", Missing::Compiler),
+        apt.install(&wanted)?;
+    }
+    let toolchain = match toolchain::find(root) {
+        Err(missing @ Missing::Compiler) => return Err(missing.into()),
         Err(missing @ (Missing::Linker(_) | Missing::Mismatch(..))) => {
-            eprintln!("{missing}");
-            let (Missing::Linker(compiler) | Missing::Mismatch(compiler, _)) = missing else { unreachable!() };
-            compiler
+            install_linker(root, &missing, &mut apt)?;
+            toolchain::find(root).context("the linker that was just built is not usable")?
         }
+        Ok(toolchain) => toolchain,
     };
-    install_linker(root, &compiler)?;
-    let toolchain = toolchain::find(root).context("the linker that was just built is not usable")?;
     eprintln!("eBPF toolchain: {toolchain}");
     Ok(toolchain)
 }
 
 /// Builds bpf-linker against Debian's LLVM of the compiler's version.
-fn install_linker(root: &Path, compiler: &Compiler) -> Result<()> {
-    let llvm = compiler.llvm;
+fn install_linker(root: &Path, missing: &Missing, apt: &mut Apt) -> Result<()> {
+    let (Missing::Linker(Compiler { llvm, .. }) | Missing::Mismatch(Compiler { llvm, .. }, _)) = missing else {
+        bail!("{missing}");
+    };
     let prefix = format!("/usr/lib/llvm-{llvm}");
     let tools = toolchain::tools_dir(root);
-    let mut cargo = step::cargo(root, "install");
-    cargo
-        .args(["bpf-linker", "--locked", "--force", "--version", LINKER_VERSION])
-        .args(["--no-default-features", "--features", &format!("llvm-{llvm}"), "--root"])
-        .arg(&tools)
-        // Without it the build looks in /usr/lib64 and does not find LLVM.
-        .env("LLVM_PREFIX", &prefix);
+    let options = format!("--locked --force --version {LINKER_VERSION} --no-default-features --features llvm-{llvm}");
     if !(is_debian() && step::is_root()) {
-        let by_hand = step::line(&cargo).split_once(' ').map(|(_, rest)| rest.to_owned()).unwrap_or_default();
-        bail!(
-            "no bpf-linker of LLVM {llvm}: run `LLVM_PREFIX={prefix} cargo {by_hand}` with LLVM {llvm} installed there"
-        );
+        bail!("{missing}: run `LLVM_PREFIX={prefix} cargo install bpf-linker {options} --root {}`", tools.display());
     }
-    step::heading("Updating apt's package lists");
-    step::run(Command::new("apt-get").args(["update", "--quiet", "--quiet"]))?;
     let (headers, polly) = (format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"));
-    apt_install(&[&headers, &polly, "zlib1g-dev", "libzstd-dev", "g++"])?;
-    step::heading(&format!("Building bpf-linker {LINKER_VERSION} for LLVM {llvm} into {}", tools.display()));
-    let took = step::run(&mut cargo)?;
+    apt.update()?;
+    apt.install(&[&headers, &polly, "zlib1g-dev", "libzstd-dev", "g++"])?;
+
+    step::heading(&format!("{missing}: building {LINKER_VERSION} into {}", tools.display()));
+    let mut cargo = step::cargo(root, "install");
+    cargo.arg("bpf-linker").args(options.split(' ')).arg("--root").arg(&tools);
+    // Without it the build looks in /usr/lib64 and does not find LLVM.
+    let took = step::run(cargo.env("LLVM_PREFIX", &prefix))?;
     eprintln!("built in {} s", took.as_secs());
     Ok(())
 }
 
-fn apt_install(packages: &[&str]) -> Result<()> {
-    step::heading(&format!("Installing with apt-get: {}", packages.join(" ")));
-    // Never at the price of a package that is there, which apt would otherwise remove on a conflict.
-    let options = ["install", "--yes", "--no-remove", "--no-install-recommends", "--quiet", "--quiet"];
-    let mut apt = Command::new("apt-get");
-    apt.args(options).args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]).args(packages);
-    step::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
-    Ok(())
+/// Debian's package manager.
+#[derive(Default)]
+struct Apt {
+    updated: bool,
+}
+
+impl Apt {
+    /// Reads the package lists anew, once: a fresh machine has none.
+    fn update(&mut self) -> Result<()> {
+        if !self.updated {
+            step::heading("Updating apt's package lists");
+            step::run(Command::new("apt-get").args(["update", "--quiet", "--quiet"]))?;
+            self.updated = true;
+        }
+        Ok(())
+    }
+
+    fn knows(&self, package: &str) -> bool {
+        let shown = Command::new("apt-cache").args(["show", package]).output();
+        shown.is_ok_and(|shown| shown.status.success())
+    }
+
+    fn install(&self, packages: &[&str]) -> Result<()> {
+        step::heading(&format!("Installing with apt-get: {}", packages.join(" ")));
+        // Never at the price of a package that is there, which apt would otherwise remove on a conflict.
+        let options = ["install", "--yes", "--no-remove", "--no-install-recommends", "--quiet", "--quiet"];
+        let mut apt = Command::new("apt-get");
+        apt.args(options).args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]).args(packages);
+        step::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+        Ok(())
+    }
 }
 
 fn require_apt(packages: &[&str]) -> Result<()> {
@@ -145,11 +150,6 @@ fn require_apt(packages: &[&str]) -> Result<()> {
         bail!("install with this system's package manager what Debian calls: {packages}");
     }
     bail!("missing: run `sudo apt-get update && sudo apt-get install --yes --no-install-recommends {packages}`");
-}
-
-fn is_known_to_apt(package: &str) -> bool {
-    let shown = Command::new("apt-cache").args(["show", package]).output();
-    shown.is_ok_and(|shown| shown.status.success())
 }
 
 fn is_debian() -> bool {
