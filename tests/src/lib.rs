@@ -1,1 +1,19 @@
-//! The lab that the privileged tests and the demo run in.
+//! The lab that the privileged tests, the demo and the acceptance rows run in.
+//!
+//! A [`cluster::Cluster`] is a small network of namespaces on this host: a client, a router with
+//! ECMP, balancers that each run a real `tandem run`, servers behind them. [`traffic`] sends real
+//! TCP and UDP through it and checks every byte. Everything is removed when its owner is dropped.
+//!
+//! Modules from the outside in:
+
+pub mod cluster;
+pub mod config;
+pub mod member;
+pub mod server;
+pub mod tables;
+pub mod topology;
+pub mod netns;
+pub mod run;
+pub mod command;
+pub mod interrupt;
+pub mod traffic;

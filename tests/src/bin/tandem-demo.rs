@@ -1,0 +1,2 @@
+//! `tandem-demo`
+fn main() {}

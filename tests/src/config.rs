@@ -1,0 +1,144 @@
+//! The members' configuration file, as values that tests change and write again.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::topology::{Host, INTERFACE, VIP};
+
+/// A configuration file: equal on all members, who are told their names on the command line.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Holds the cluster's hash key.
+    pub key_file: PathBuf,
+    /// `cluster.handoff`.
+    pub handoff: &'static str,
+    /// `cluster.replicate`.
+    pub replicate: &'static str,
+    /// `cluster.probe`: milliseconds between probes, and how many may be missed.
+    pub probe: (u32, u32),
+    /// `node.flows_max`, if not the default.
+    pub flows_max: Option<u32>,
+    /// The members.
+    pub members: Vec<Member>,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+/// A member of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: u8,
+    /// Its name.
+    pub name: String,
+    /// Its tunnel and agent address.
+    pub address: Ipv4Addr,
+}
+
+/// A service.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// What it answers on, as `ADDRESS:PORT/PROTOCOL`.
+    pub vip: Vec<String>,
+    /// The servers behind it.
+    pub backends: Vec<Backend>,
+}
+
+/// A server of a service.
+#[derive(Clone, Debug)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub address: Ipv4Addr,
+    /// Whether it keeps its connections and gets no new ones.
+    pub drain: bool,
+}
+
+impl Config {
+    /// The lab's default: what an operator would write, with one service on TCP port 80 and UDP port 53.
+    pub fn new(key_file: PathBuf) -> Self {
+        let vip = vec![format!("{VIP}:80/tcp"), format!("{VIP}:53/udp")];
+        Self {
+            key_file,
+            handoff: "owner",
+            replicate: "plausible",
+            probe: (20, 5),
+            // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
+            flows_max: Some(1 << 17),
+            members: Vec::new(),
+            services: vec![Service { name: "web".to_owned(), vip, backends: Vec::new() }],
+        }
+    }
+
+    /// Adds a member.
+    pub fn add_member(&mut self, id: u8, host: &Host) {
+        self.members.push(Member { id, name: host.name.clone(), address: host.address });
+    }
+
+    /// Adds a server to the lab's service.
+    pub fn add_backend(&mut self, host: &Host) {
+        let backend = Backend { name: host.name.clone(), address: host.address, drain: false };
+        self.services[0].backends.push(backend);
+    }
+
+    /// Drains a server of the lab's service.
+    pub fn drain(&mut self, name: &str) {
+        for backend in self.services[0].backends.iter_mut().filter(|backend| backend.name == name) {
+            backend.drain = true;
+        }
+    }
+
+    /// The same, with only member `id`: it shares its key and its ring with the others and knows none of them.
+    pub fn alone(&self, id: u8) -> Self {
+        let members = self.members.iter().filter(|member| member.id == id).cloned().collect();
+        Self { members, ..self.clone() }
+    }
+
+    /// Replaces the file at `path` as a whole, so that no reader finds half of it.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let fresh = path.with_extension("new");
+        fs::write(&fresh, self.render())
+            .and_then(|()| fs::rename(&fresh, path))
+            .with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// The file's text.
+    pub fn render(&self) -> String {
+        let mut text = String::new();
+        self.render_into(&mut text).expect("a String takes all that is written to it");
+        text
+    }
+
+    fn render_into(&self, out: &mut String) -> std::fmt::Result {
+        let (interval, misses) = self.probe;
+        writeln!(out, "version = 1\n\n[cluster]\nname = \"lab\"")?;
+        writeln!(out, "hash_key_file = \"{}\"", self.key_file.display())?;
+        writeln!(out, "probe = {{ interval = \"{interval}ms\", misses = {misses} }}")?;
+        writeln!(out, "handoff = \"{}\"\nreplicate = \"{}\"", self.handoff, self.replicate)?;
+        for Member { id, name, address } in &self.members {
+            writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
+        }
+        writeln!(out, "\n[node]\ninterfaces = [\"{INTERFACE}\"]")?;
+        if let Some(flows_max) = self.flows_max {
+            writeln!(out, "flows_max = {flows_max}")?;
+        }
+        for service in &self.services {
+            writeln!(out, "\n[[service]]\nname = \"{}\"\nvip = {:?}\nbackends = [", service.name, service.vip)?;
+            for Backend { name, address, drain } in &service.backends {
+                let drain = if *drain { ", drain = true" } else { "" };
+                writeln!(out, "    {{ name = \"{name}\", address = \"{address}\"{drain} }},")?;
+            }
+            writeln!(out, "]")?;
+        }
+        Ok(())
+    }
+}

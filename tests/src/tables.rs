@@ -1,0 +1,119 @@
+//! A member's pinned maps, read from outside as an operator would, also when its agent is dead.
+
+use std::{
+    borrow::Borrow,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray},
+};
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4},
+    liveness::Liveness,
+    maps,
+    node::Node,
+    rank::bit,
+    reason::{Counter, Reason},
+    target::Target,
+};
+
+/// The pin directory of a member.
+#[derive(Clone, Debug)]
+pub struct Tables {
+    pins: PathBuf,
+}
+
+/// The flow table of a member.
+pub type Flows = HashMap<MapData, FlowKeyV4, FlowEntry>;
+
+impl Tables {
+    /// The maps pinned in `pins`; none is opened yet.
+    pub fn new(pins: &Path) -> Self {
+        Self { pins: pins.to_owned() }
+    }
+
+    /// The flow table; may be written to.
+    pub fn flows(&self) -> Result<Flows> {
+        HashMap::try_from(Map::HashMap(self.open(maps::FLOWS)?)).context("`flows` has another shape")
+    }
+
+    /// The entry of one flow.
+    pub fn flow(&self, key: &FlowKeyV4) -> Result<Option<FlowEntry>> {
+        Ok(self.flows()?.get(key, 0).ok())
+    }
+
+    /// All flows.
+    pub fn all_flows(&self) -> Result<Vec<(FlowKeyV4, FlowEntry)>> {
+        // An entry that goes away during the walk is no error of the walk.
+        Ok(self.flows()?.iter().filter_map(Result::ok).collect())
+    }
+
+    /// The masks and the lease.
+    pub fn liveness(&self) -> Result<Liveness> {
+        self.element(maps::LIVENESS, 0)
+    }
+
+    /// A handle that reads the masks without opening the map each time.
+    pub fn liveness_map(&self) -> Result<Array<MapData, Liveness>> {
+        self.array(maps::LIVENESS)
+    }
+
+    /// What the datapath knows of its own member.
+    pub fn node(&self) -> Result<Node> {
+        self.element(maps::NODE, 0)
+    }
+
+    /// The backend in a local slot.
+    pub fn backend(&self, slot: u16) -> Result<Target> {
+        self.element(maps::BACKENDS, u32::from(slot))
+    }
+
+    /// Packets counted for `reason`, over all CPUs.
+    pub fn packets(&self, reason: Reason) -> Result<u64> {
+        let counters: PerCpuArray<_, Counter> =
+            PerCpuArray::try_from(Map::PerCpuArray(self.open(maps::COUNTERS)?)).context("`counters`")?;
+        let values = counters.get(&(reason as u32), 0)?;
+        Ok(values.iter().map(|counter| counter.packets).sum())
+    }
+
+    /// The kernel's id of a map.
+    pub fn map_id(&self, name: &str) -> Result<u32> {
+        let path = self.pins.join(name);
+        Ok(MapInfo::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))?.id())
+    }
+
+    fn element<V: Pod>(&self, name: &str, index: u32) -> Result<V> {
+        Ok(self.array(name)?.get(&index, 0)?)
+    }
+
+    fn array<V: Pod>(&self, name: &str) -> Result<Array<MapData, V>> {
+        Array::try_from(Map::Array(self.open(name)?)).with_context(|| format!("`{name}` has another shape"))
+    }
+
+    fn open(&self, name: &str) -> Result<MapData> {
+        let path = self.pins.join(name);
+        MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
+    }
+}
+
+/// Whether `liveness` says that member `id` may own flows, and its lease lasts.
+pub fn is_ready(liveness: &Liveness, id: u8) -> bool {
+    liveness.eligible & bit(id) != 0 && liveness.lease_until_ns > monotonic_ns()
+}
+
+/// Whether the datapath of member `id` is alive, in the eyes of the member whose map this is.
+pub fn sees_forwarding<T: Borrow<MapData>>(map: &Array<T, Liveness>, id: u8) -> Result<bool> {
+    Ok(map.get(&0, 0)?.forwarding & bit(id) != 0)
+}
+
+/// CLOCK_MONOTONIC, the clock of times in maps.
+pub fn monotonic_ns() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a local that lives through the call; this clock always exists.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32).as_nanos() as u64
+}

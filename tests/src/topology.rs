@@ -1,0 +1,160 @@
+//! The lab's network: a client, a router, balancers and servers, each in a namespace of its own.
+//!
+//! ```text
+//!                                          +-- lb1 10.0.1.11
+//!   client 10.0.0.2 --- router (ECMP) -----+-- lb2 10.0.1.12
+//!                         |                +-- lb3 10.0.1.13
+//!                         +-- web-1 10.0.2.11, VIP on lo
+//!                         +-- web-2 10.0.2.12, VIP on lo ...
+//! ```
+//!
+//! Every balancer and every server has a routed link of its own, so taking down the router's end
+//! withdraws that next hop at once, as a router does that sees its port go dark. The links behind
+//! the router carry 1600 bytes: a full-size segment still fits with 20 bytes of outer header.
+//! Servers answer the client through the router, past the balancers.
+
+use std::{net::Ipv4Addr, process::Command, sync::Arc};
+
+use anyhow::{Context, Result};
+
+use crate::{command, netns::Namespace, run::Run};
+
+/// The address that the lab's services are on.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
+/// The client.
+pub const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
+/// Where tunnelled packets come from, for `tandem decap --from`.
+pub const BALANCERS: &str = "10.0.1.0/24";
+/// The end of a link that belongs to a balancer or a server; also the client's.
+pub const INTERFACE: &str = "eth0";
+
+const CLIENT_MTU: u32 = 1500;
+const UNDERLAY_MTU: u32 = 1600;
+
+/// A balancer's or a server's place in the network.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// Its name, also of the router's end of its link.
+    pub name: String,
+    /// The address of its end of the link.
+    pub address: Ipv4Addr,
+    /// Where it lives.
+    pub namespace: Arc<Namespace>,
+}
+
+/// The network, as far as it has been built.
+#[derive(Debug)]
+pub struct Topology {
+    run: Arc<Run>,
+    /// Where connections come from.
+    pub client: Arc<Namespace>,
+    /// Spreads packets to the VIP over the announced balancers by a hash of the 5-tuple.
+    pub router: Arc<Namespace>,
+    announced: Vec<Host>,
+}
+
+impl Topology {
+    /// A client and a router, no balancers and no servers yet.
+    pub fn new(run: Arc<Run>) -> Result<Self> {
+        let client = Namespace::new(&run, "client")?;
+        let router = Namespace::new(&run, "router")?;
+        router.sysctl("ipv4/ip_forward", "1")?;
+        router.sysctl("ipv4/fib_multipath_hash_policy", "1")?;
+        connect(&router, "client", &client, CLIENT_MTU)?;
+        router.ip(&["addr add 10.0.0.1/24 dev client"])?;
+        client.ip(&[
+            &format!("addr add {CLIENT}/24 dev {INTERFACE}"),
+            // A lost segment is sent again after the round trip plus 20 ms instead of 200 ms, so that
+            // stalls show how long the cluster took, not how long TCP by default waits to find out.
+            "route add default via 10.0.0.1 rto_min 20ms",
+        ])?;
+        client.sysctl("ipv4/ip_local_port_range", "10000 65000")?;
+        Ok(Self { run, client, router, announced: Vec::new() })
+    }
+
+    /// Adds balancer `id` at 10.0.1.(10 + id). Nothing is routed to it until it is announced.
+    pub fn add_balancer(&self, id: u8) -> Result<Host> {
+        self.add_host(format!("lb{id}"), Ipv4Addr::new(10, 0, 1, 1), Ipv4Addr::new(10, 0, 1, 10 + id))
+    }
+
+    /// Adds server `number` at 10.0.2.(10 + number), with the VIP on its loopback.
+    pub fn add_server(&self, number: u8) -> Result<Host> {
+        let gateway = Ipv4Addr::new(10, 0, 2, 1);
+        let host = self.add_host(format!("web-{number}"), gateway, Ipv4Addr::new(10, 0, 2, 10 + number))?;
+        // The VIP is the servers' only towards the client; nobody resolves it on a link.
+        host.namespace.sysctl("ipv4/conf/all/arp_ignore", "1")?;
+        host.namespace.sysctl("ipv4/conf/all/arp_announce", "2")?;
+        host.namespace.ip(&[&format!("addr add {VIP}/32 dev lo")])?;
+        Ok(host)
+    }
+
+    /// Routes the VIP to `host` too.
+    pub fn announce(&mut self, host: &Host) -> Result<()> {
+        self.announced.retain(|other| other.name != host.name);
+        self.announced.push(host.clone());
+        self.announced.sort_by_key(|host| host.address);
+        self.route_vip()
+    }
+
+    /// Routes the VIP to `host` no more.
+    pub fn withdraw(&mut self, host: &Host) -> Result<()> {
+        self.announced.retain(|other| other.name != host.name);
+        self.route_vip()
+    }
+
+    /// Takes the router's end of the host's link down; the kernel drops its next hop at once.
+    pub fn cut_link(&mut self, host: &Host) -> Result<()> {
+        self.router.ip(&[&format!("link set {} down", host.name)])?;
+        // The kernel refuses a next hop whose link is down when the route is next written.
+        self.announced.retain(|other| other.name != host.name);
+        Ok(())
+    }
+
+    /// Brings the link back; the VIP is routed to the host again only when it is announced.
+    pub fn restore_link(&mut self, host: &Host) -> Result<()> {
+        // Else the kernel would revive the dead next hop together with the link, before the member is ready.
+        self.route_vip()?;
+        self.router.ip(&[&format!("link set {} up", host.name)])
+    }
+
+    fn add_host(&self, name: String, gateway: Ipv4Addr, address: Ipv4Addr) -> Result<Host> {
+        let namespace = Namespace::new(&self.run, &name)?;
+        connect(&self.router, &name, &namespace, UNDERLAY_MTU)?;
+        self.router.ip(&[&format!("addr add {gateway} peer {address}/32 dev {name}")])?;
+        namespace.ip(&[
+            &format!("addr add {address} peer {gateway}/32 dev {INTERFACE}"),
+            &format!("route add default via {gateway} dev {INTERFACE}"),
+        ])?;
+        Ok(Host { name, address, namespace })
+    }
+
+    fn route_vip(&self) -> Result<()> {
+        if self.announced.is_empty() {
+            // Fails when there was no route either; both end with none.
+            let _ = self.router.ip(&[&format!("route del {VIP}/32")]);
+            return Ok(());
+        }
+        let hops = self.announced.iter().map(|host| format!(" nexthop via {} dev {}", host.address, host.name));
+        self.router
+            .ip(&[&format!("route replace {VIP}/32{}", hops.collect::<String>())])
+            .context("cannot route the VIP over the balancers")
+    }
+}
+
+/// A veth pair: `link` on the router, `eth0` in the namespace.
+fn connect(router: &Namespace, link: &str, namespace: &Namespace, mtu: u32) -> Result<()> {
+    let far = namespace.name();
+    router.ip(&[
+        &format!("link add {link} mtu {mtu} type veth peer name {INTERFACE} mtu {mtu} netns {far}"),
+        &format!("link set {link} up"),
+    ])?;
+    namespace.ip(&[&format!("link set {INTERFACE} up")])?;
+    // A veth end takes what its peer sends by XDP_TX only if it polls, and GRO makes it poll. The
+    // kernel finishes checksums at the real NIC, which a tunnelled packet never meets: no offload.
+    offload(router.command("ethtool").args(["-K", link, "gro", "on", "tx", "off", "rx", "off"]))?;
+    offload(namespace.command("ethtool").args(["-K", INTERFACE, "tx", "off", "rx", "off"]))
+}
+
+fn offload(ethtool: &mut Command) -> Result<()> {
+    command::run(ethtool).map(drop)
+}
