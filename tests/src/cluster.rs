@@ -60,8 +60,7 @@ impl Cluster {
         let mut config = Config::new(key_file);
         tune(&mut config);
         let topology = Topology::new(Arc::clone(&run))?;
-        let mut cluster =
-            Self { members: Vec::new(), servers: Vec::new(), topology, config, naive: shape.naive, run };
+        let mut cluster = Self { members: Vec::new(), servers: Vec::new(), topology, config, naive: shape.naive, run };
         for number in 1..=shape.servers {
             let at = cluster.add_server(number)?;
             cluster.config.add_backend(&cluster.servers[at].host);
@@ -139,13 +138,16 @@ impl Cluster {
         Ok(began)
     }
 
-    /// Brings a balancer back that was cut: link, agent, and the router's route once it is ready.
+    /// Brings a balancer back that was cut: its link and its agent. The router's route comes with [`Self::announce`].
     pub fn revive(&mut self, id: u8) -> Result<()> {
         let host = self.member(id)?.host.clone();
         self.topology.restore_link(&host)?;
-        let member = self.member(id)?;
-        member.start()?;
-        member.wait_ready(READY_LIMIT)?;
+        self.member(id)?.start()
+    }
+
+    /// Routes the VIP to member `id` too, as its routing daemon would once it is ready.
+    pub fn announce(&mut self, id: u8) -> Result<()> {
+        let host = self.member(id)?.host.clone();
         self.topology.announce(&host)
     }
 

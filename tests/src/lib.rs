@@ -7,13 +7,15 @@
 //! Modules from the outside in:
 
 pub mod cluster;
+pub mod command;
 pub mod config;
+pub mod demo;
+pub mod detection;
+pub mod interrupt;
 pub mod member;
+pub mod netns;
+pub mod run;
 pub mod server;
 pub mod tables;
 pub mod topology;
-pub mod netns;
-pub mod run;
-pub mod command;
-pub mod interrupt;
 pub mod traffic;

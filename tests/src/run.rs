@@ -35,8 +35,7 @@ impl Run {
         mount_bpffs()?;
         remove_leftovers();
         let prefix = format!("td{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let run =
-            Self { files: std::env::temp_dir().join(&prefix), pins: Path::new(BPFFS).join(&prefix), prefix };
+        let run = Self { files: std::env::temp_dir().join(&prefix), pins: Path::new(BPFFS).join(&prefix), prefix };
         fs::create_dir(&run.files).with_context(|| format!("cannot make {}", run.files.display()))?;
         fs::create_dir(&run.pins).with_context(|| format!("cannot make {}", run.pins.display()))?;
         Ok(run)

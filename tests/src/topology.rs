@@ -81,8 +81,7 @@ impl Topology {
     pub fn add_server(&self, number: u8) -> Result<Host> {
         let gateway = Ipv4Addr::new(10, 0, 2, 1);
         let host = self.add_host(format!("web-{number}"), gateway, Ipv4Addr::new(10, 0, 2, 10 + number))?;
-        // The VIP is the servers' only towards the client; nobody resolves it on a link.
-        host.namespace.sysctl("ipv4/conf/all/arp_ignore", "1")?;
+        // Routed links: nobody asks there who has the VIP, and with this nobody hears of it either.
         host.namespace.sysctl("ipv4/conf/all/arp_announce", "2")?;
         host.namespace.ip(&[&format!("addr add {VIP}/32 dev lo")])?;
         Ok(host)

@@ -30,15 +30,10 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects within `patience`.
-    pub(super) async fn open(
-        target: SocketAddrV4,
-        record: Arc<Record>,
-        patience: Duration,
-    ) -> Result<Self, Fault> {
+    pub(super) async fn open(target: SocketAddrV4, record: Arc<Record>, patience: Duration) -> Result<Self, Fault> {
         let began = Instant::now();
-        let stream = match timeout(patience, TcpStream::connect(target)).await {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(_)) | Err(_) => return Err(Fault::Handshake),
+        let Ok(Ok(stream)) = timeout(patience, TcpStream::connect(target)).await else {
+            return Err(Fault::Handshake);
         };
         // Without Nagle's algorithm: a small request is sent when it is made.
         stream.set_nodelay(true).map_err(fault_of)?;
@@ -59,8 +54,7 @@ impl Connection {
     }
 
     async fn ask(&mut self, kind: u32, length: usize) -> Result<u64, Fault> {
-        let request =
-            Request { kind, length: length as u32, connection: self.record.id, sequence: self.sequence };
+        let request = Request { kind, length: length as u32, connection: self.record.id, sequence: self.sequence };
         self.payload.clear();
         self.payload.extend_from_slice(&request.to_bytes());
         self.payload.resize(wire::REQUEST_BYTES + length, 0);
@@ -72,16 +66,14 @@ impl Connection {
             self.record.progressed();
         }
         self.read(ANSWER_BYTES).await?;
-        let header = self.answer.as_slice().try_into().map_err(|_| Fault::WrongBytes)?;
-        let answer = Answer::from_bytes(&header).ok_or(Fault::WrongBytes)?;
+        let answer = self.answer.first_chunk().and_then(Answer::from_bytes).ok_or(Fault::WrongBytes)?;
         let sent = &self.payload[wire::REQUEST_BYTES..];
         let echoed = if kind == wire::ECHO { length } else { 0 };
         if !self.record.is_from(answer.server) {
             return Err(Fault::OtherServer);
         }
-        let right = answer.sequence == self.sequence
-            && answer.digest == wire::digest(sent)
-            && answer.length as usize == echoed;
+        let right =
+            answer.sequence == self.sequence && answer.digest == wire::digest(sent) && answer.length as usize == echoed;
         if !right {
             return Err(Fault::WrongBytes);
         }
