@@ -57,7 +57,7 @@ fn bpf_lints(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Command {
 
 fn documentation(root: &Path) -> Command {
     let mut cargo = step::cargo(root, "doc");
-    cargo.args(["--no-deps", "--workspace", "--exclude", "lb-ebpf"]).env("RUSTDOCFLAGS", "-D warnings");
+    cargo.args(["--no-deps", "--workspace"]).env("RUSTDOCFLAGS", "-D warnings");
     cargo
 }
 
