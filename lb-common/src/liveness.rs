@@ -86,3 +86,5 @@ pub const PROBE_ECHO: u8 = 2;
 pub const PROBE_READY: u8 = 1;
 /// The sender is about to stop.
 pub const PROBE_GOODBYE: u8 = 2;
+/// The sender's maps are new and its records have not arrived: it must not be given known flows.
+pub const PROBE_EMPTY: u8 = 4;
