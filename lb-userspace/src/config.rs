@@ -16,7 +16,6 @@ use std::{
 use lb_common::{
     address::{Address, mapped},
     hash::HashKey,
-    service::ServiceKey,
 };
 
 mod cluster;
@@ -32,12 +31,14 @@ mod service;
 #[cfg(test)]
 mod tests;
 mod value;
+mod vip;
 
 pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
 pub use problem::ConfigError;
-pub use value::{Handoff, InterfaceName, MemberId, Name, OnStop, Protocol, Replicate, Vip, Weight};
+pub use value::{Handoff, InterfaceName, MemberId, Name, OnStop, Replicate, Weight};
+pub use vip::{Protocol, Vip};
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/tandem/tandem.toml";
@@ -223,18 +224,6 @@ impl Config {
     pub fn this_member(&self) -> &Member {
         let this = self.cluster.members.iter().find(|member| member.id == self.node.id);
         this.expect("`node.id` was taken from a member")
-    }
-}
-
-impl Vip {
-    /// The identity of the service at this VIP.
-    pub fn key(&self) -> ServiceKey {
-        ServiceKey {
-            address: address(self.address),
-            port: self.port.to_be_bytes(),
-            protocol: self.protocol.number(),
-            padding: 0,
-        }
     }
 }
 

@@ -1,6 +1,10 @@
 //! `[cluster]` and its members.
 
-use std::{net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use lb_common::rank::MEMBERS_MAX;
 use toml::Spanned;
@@ -31,7 +35,7 @@ pub(super) struct MemberDraft {
 #[derive(Default)]
 pub(super) struct ClusterDraft {
     pub(super) name: Option<Name>,
-    key_file: Option<Spanned<String>>,
+    key_file: Option<Spanned<PathBuf>>,
     generation: Option<u64>,
     port: Option<u16>,
     probe: Option<(Duration, u8)>,
@@ -97,8 +101,8 @@ impl MemberDraft {
     }
 }
 
-fn read_key(path: &Path, file: &Spanned<String>, problems: &Problems) -> Option<Key> {
-    let key_path = beside(path, Path::new(file.get_ref()));
+fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &Problems) -> Option<Key> {
+    let key_path = beside(path, file.get_ref());
     Key::read(&key_path)
         .map_err(|error| {
             let problem = Problem::new(format!("the hash key file {} {error}", key_path.display()));

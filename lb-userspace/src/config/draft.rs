@@ -54,7 +54,7 @@ impl Draft {
         Some(Self { cluster, services, node })
     }
 
-    /// Adds what only the host knows. `None` goes with a problem.
+    /// Adds what only the host knows. `None` goes with a problem, and a problem makes the result worthless.
     pub(super) fn resolve(self, path: &Path, host: &Host<'_>, problems: &Problems) -> Option<Config> {
         let node = self.node.resolve(&self.cluster, host, problems);
         let cluster = self.cluster.resolve(path, problems);

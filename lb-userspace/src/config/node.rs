@@ -16,9 +16,10 @@ use super::{
 
 /// `[node]` as far as it could be read; `None` in the simple settings goes with a problem.
 pub(super) struct NodeDraft {
-    span: Option<Range<usize>>,
     name: Option<Spanned<String>>,
-    interfaces: Option<Spanned<Vec<Spanned<InterfaceName>>>>,
+    interfaces: Vec<Spanned<InterfaceName>>,
+    /// Where interfaces should have been listed, if none are and there is such a place.
+    no_interfaces: Option<Option<Range<usize>>>,
     on_stop: Option<OnStop>,
     flows_max: Option<u32>,
     budgets: Option<Budgets>,
@@ -28,17 +29,17 @@ impl NodeDraft {
     pub(super) fn read(section: Option<Section<'_>>, problems: &Problems) -> Self {
         let Some(mut section) = section else {
             return Self {
-                span: None,
                 name: None,
-                interfaces: None,
+                interfaces: Vec::new(),
+                no_interfaces: Some(None),
                 on_stop: Some(OnStop::Keep),
                 flows_max: Some(FLOWS_MAX),
                 budgets: Some(Budgets::DEFAULT),
             };
         };
         let draft = Self {
-            span: Some(section.span()),
             name: section.optional("name"),
+            no_interfaces: section.lack("interfaces").map(Some),
             interfaces: section.list("interfaces"),
             on_stop: section.or("on_stop", OnStop::Keep),
             // From a table that a test can fill to one of 8 GB.
@@ -46,7 +47,7 @@ impl NodeDraft {
             budgets: read_budgets(section.table("budgets", "node.budgets")),
         };
         section.finish();
-        let interfaces = draft.interfaces.iter().flat_map(|list| list.get_ref());
+        let interfaces = draft.interfaces.iter();
         reject_duplicates(interfaces.map(|name| (name.get_ref(), name.span())), problems, |name| {
             format!("the interface {name} is there twice")
         });
@@ -102,47 +103,39 @@ impl NodeDraft {
     }
 
     fn interfaces(&self, host: &Host<'_>, problems: &Problems) -> Option<Vec<InterfaceName>> {
-        let given: Vec<Spanned<InterfaceName>> = if host.interfaces.is_empty() {
-            match &self.interfaces {
-                Some(listed) => listed.get_ref().clone(),
-                None => Vec::new(),
-            }
-        } else {
-            return self.interfaces_from_the_command_line(host, problems);
-        };
-        if given.is_empty() {
+        if !host.interfaces.is_empty() {
+            return interfaces_of_the_command_line(host, problems);
+        }
+        if let Some(place) = &self.no_interfaces {
             let problem = Problem::new("no interfaces");
-            let problem = match self.interfaces.as_ref().map(Spanned::span).or_else(|| self.span.clone()) {
-                Some(span) => problem.at(span, ""),
+            let problem = match place {
+                Some(span) => problem.at(span.clone(), ""),
                 None => problem,
             };
             problems.push(problem.help("interfaces = [\"eth0\"] in [node], or --interface eth0"));
             return None;
         }
-        let missing: Vec<_> = given.iter().filter(|name| !(host.interface_exists)(name.get_ref().as_str())).collect();
-        for name in &missing {
+        for name in self.interfaces.iter().filter(|name| !(host.interface_exists)(name.get_ref().as_str())) {
             let problem = Problem::new(format!("this host has no interface {}", name.get_ref()));
             problems.push(problem.at(name.span(), "").help("`ip -br link` lists them"));
         }
-        missing.is_empty().then(|| given.into_iter().map(Spanned::into_inner).collect())
+        Some(self.interfaces.iter().map(|name| name.get_ref().clone()).collect())
     }
+}
 
-    fn interfaces_from_the_command_line(&self, host: &Host<'_>, problems: &Problems) -> Option<Vec<InterfaceName>> {
-        let mut interfaces = Vec::new();
-        for name in host.interfaces {
-            match name.parse::<InterfaceName>() {
-                Ok(name) if (host.interface_exists)(name.as_str()) && !interfaces.contains(&name) => {
-                    interfaces.push(name);
-                }
-                Ok(name) if interfaces.contains(&name) => {}
-                _ => problems.push(
-                    Problem::new(format!("this host has no interface {name} (from --interface)"))
-                        .help("`ip -br link` lists them"),
-                ),
+fn interfaces_of_the_command_line(host: &Host<'_>, problems: &Problems) -> Option<Vec<InterfaceName>> {
+    let mut interfaces = Vec::new();
+    for name in host.interfaces {
+        match name.parse::<InterfaceName>() {
+            Ok(name) if interfaces.contains(&name) => {}
+            Ok(name) if (host.interface_exists)(name.as_str()) => interfaces.push(name),
+            _ => {
+                let problem = Problem::new(format!("this host has no interface {name} (from --interface)"));
+                problems.push(problem.help("`ip -br link` lists them"));
             }
         }
-        (!interfaces.is_empty()).then_some(interfaces)
     }
+    Some(interfaces)
 }
 
 fn read_budgets(section: Option<Section<'_>>) -> Option<Budgets> {

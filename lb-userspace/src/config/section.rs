@@ -27,12 +27,14 @@ pub(super) struct Section<'a> {
     span: Range<usize>,
     /// Keys that were asked for: all that the table may have.
     known: Vec<&'static str>,
+    /// Required keys that are not there, and what they are.
+    missing: Vec<(&'static str, String)>,
     problems: &'a Problems,
 }
 
 impl<'a> Section<'a> {
     pub(super) fn new(title: &'static str, table: &'a Spanned<DeTable<'a>>, problems: &'a Problems) -> Self {
-        Self { title, table: table.get_ref(), span: table.span(), known: Vec::new(), problems }
+        Self::of(title, table.get_ref(), table.span(), problems)
     }
 
     /// Where the table begins.
@@ -47,8 +49,7 @@ impl<'a> Section<'a> {
     /// The value of `key`, which must be there.
     pub(super) fn required<T: Value>(&mut self, key: &'static str) -> Option<Spanned<T>> {
         if !self.has(key) {
-            let problem = Problem::new(format!("`{key}` is missing in {}", self.title)).at(self.span(), "");
-            self.problems.push(problem.help(format!("`{key}` is {}", T::what())));
+            self.missing.push((key, T::what()));
         }
         self.optional(key)
     }
@@ -67,14 +68,23 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The valid elements of the list at `key`, and where the list is.
-    pub(super) fn list<T: Value>(&mut self, key: &'static str) -> Option<Spanned<Vec<Spanned<T>>>> {
-        let value = self.value(key)?;
+    /// Where the list at `key` should be and is not, or is and is empty.
+    pub(super) fn lack(&self, key: &str) -> Option<Range<usize>> {
+        match self.table.get(key) {
+            None => Some(self.span()),
+            Some(value) if value.get_ref().as_array().is_some_and(|array| array.is_empty()) => Some(value.span()),
+            Some(_) => None,
+        }
+    }
+
+    /// The valid elements of the list at `key`.
+    pub(super) fn list<T: Value>(&mut self, key: &'static str) -> Vec<Spanned<T>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
         let DeValue::Array(array) = value.get_ref() else {
             self.mistyped(key, "a list", value);
-            return None;
+            return Vec::new();
         };
-        Some(Spanned::new(value.span(), array.iter().filter_map(|element| self.read(key, element)).collect()))
+        array.iter().filter_map(|element| self.read(key, element)).collect()
     }
 
     /// The table at `key`, if it is there.
@@ -94,14 +104,25 @@ impl<'a> Section<'a> {
         Some(Spanned::new(value.span(), tables))
     }
 
-    /// Complains about keys that nobody asked for.
+    /// Complains about required keys that are not there, and keys that nobody asked for.
     pub(super) fn finish(self) {
+        let mut misspelt = Vec::new();
         for key in self.table.keys().filter(|key| !self.known.contains(&key.get_ref().as_ref())) {
             let name = key.get_ref();
-            let label = nearest(name, &self.known).map(|near| format!("did you mean `{near}`?")).unwrap_or_default();
+            let near = nearest(name, &self.known).filter(|near| !self.has(near));
+            misspelt.extend(near);
+            let label = near.map(|near| format!("did you mean `{near}`?")).unwrap_or_default();
             let problem = Problem::new(format!("unknown key `{name}` in {}", self.title)).at(key.span(), label);
             self.problems.push(problem.help(format!("keys of {}: {}", self.title, self.known.join(", "))));
         }
+        for (key, what) in self.missing.iter().filter(|(key, _)| !misspelt.contains(key)) {
+            let problem = Problem::new(format!("`{key}` is missing in {}", self.title)).at(self.span(), "");
+            self.problems.push(problem.help(format!("`{key}` is {what}")));
+        }
+    }
+
+    fn of(title: &'static str, table: &'a DeTable<'a>, span: Range<usize>, problems: &'a Problems) -> Self {
+        Self { title, table, span, known: Vec::new(), missing: Vec::new(), problems }
     }
 
     fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
@@ -125,7 +146,7 @@ impl<'a> Section<'a> {
             self.mistyped(key, "a table", value);
             return None;
         };
-        Some(Self { title, table, span: value.span(), known: Vec::new(), problems: self.problems })
+        Some(Self::of(title, table, value.span(), self.problems))
     }
 
     fn mistyped(&self, key: &str, what: &str, value: &Spanned<DeValue<'_>>) {

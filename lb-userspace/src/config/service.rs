@@ -14,7 +14,8 @@ use super::{
     cluster::ClusterDraft,
     problem::{Problem, Problems},
     section::{Section, reject_duplicates},
-    value::{Name, Vip, Weight},
+    value::{Name, Weight},
+    vip::Vip,
 };
 
 /// A service as far as it could be read.
@@ -60,24 +61,29 @@ pub(super) fn read_all(tables: Option<Spanned<Vec<Section<'_>>>>, problems: &Pro
 }
 
 fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
-    let span = section.span();
-    let name = section.required("name");
-    let vips = section.list("vip");
-    if vips.is_none() || vips.as_ref().is_some_and(|vips| vips.get_ref().is_empty()) {
-        let at = vips.as_ref().map_or(span.clone(), Spanned::span);
-        let problem = Problem::new("the service has no VIP").at(at, "");
-        problems.push(problem.help("vip = [\"203.0.113.10:80/tcp\"]"));
+    if let Some(span) = section.lack("vip") {
+        problems.push(Problem::new("the service has no VIP").at(span, "").help("vip = [\"203.0.113.10:80/tcp\"]"));
     }
-    let backends = section.tables("backends", "a backend");
-    let at = backends.as_ref().map_or(span, Spanned::span);
-    let backends = backends.map(|tables| read_backends(tables.into_inner(), problems)).unwrap_or_default();
-    reject_idle(&backends, at, problems);
+    if let Some(span) = section.lack("backends") {
+        let problem = Problem::new("the service has no backends").at(span, "");
+        problems.push(problem.help("backends = [{ name = \"web-1\", address = \"10.0.2.11\" }]"));
+    }
+    let draft = ServiceDraft {
+        name: section.required("name"),
+        vips: section.list("vip"),
+        backends: section
+            .tables("backends", "a backend")
+            .map(|tables| read_backends(tables, problems))
+            .unwrap_or_default(),
+    };
     section.finish();
-    ServiceDraft { name, vips: vips.map(Spanned::into_inner).unwrap_or_default(), backends }
+    draft
 }
 
-fn read_backends(tables: Vec<Section<'_>>, problems: &Problems) -> Vec<BackendDraft> {
+fn read_backends(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<BackendDraft> {
+    let span = tables.span();
     let backends: Vec<BackendDraft> = tables
+        .into_inner()
         .into_iter()
         .map(|mut section| {
             let backend = BackendDraft {
@@ -98,18 +104,13 @@ fn read_backends(tables: Vec<Section<'_>>, problems: &Problems) -> Vec<BackendDr
     reject_duplicates(addresses.map(|address| (*address.get_ref(), address.span())), problems, |address| {
         format!("two backends of a service have the address {address}")
     });
-    backends
-}
-
-/// A service must have somewhere to go. That all its backends drain is an operator's way to end it, and valid.
-fn reject_idle(backends: &[BackendDraft], at: Range<usize>, problems: &Problems) {
-    if backends.is_empty() {
-        let problem = Problem::new("the service has no backends").at(at, "");
-        problems.push(problem.help("backends = [{ name = \"web-1\", address = \"10.0.2.11\" }]"));
-    } else if backends.iter().all(|backend| backend.weight.is_some_and(|weight| weight.get() == 0)) {
-        let problem = Problem::new("every backend of the service has weight 0: none would take new flows").at(at, "");
-        problems.push(problem.help("give at least one a weight; to empty a service, set drain = true"));
+    // That all of them drain is an operator's way to end a service, and valid.
+    let idle = |backend: &BackendDraft| backend.weight.is_some_and(|weight| weight.get() == 0);
+    if !backends.is_empty() && backends.iter().all(idle) {
+        let problem = Problem::new("every backend of the service has weight 0: none would take new flows");
+        problems.push(problem.at(span, "").help("give at least one a weight; to empty a service, set drain = true"));
     }
+    backends
 }
 
 /// What is wrong between services, and between services and members.

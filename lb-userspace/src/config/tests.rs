@@ -1,6 +1,15 @@
-//! One test per thing that can be wrong, with the message exactly as the operator sees it.
+//! What is valid, what is refused, and that nothing else happens.
+//!
+//! `tests/broken/` holds a file for each thing that can be wrong, and beside it what the operator sees, to the
+//! letter. `UPDATE=1` writes the latter anew; read the difference before you commit it.
 
-use std::{os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use proptest::prelude::*;
 
 use super::*;
 
@@ -33,28 +42,34 @@ backends = [
 ]
 "#;
 
-/// A directory with a good key file in it.
+/// A directory with key files in it.
 struct Directory(PathBuf);
 
 impl Directory {
-    fn new(name: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("tandem-config-{name}-{}", std::process::id()));
-        std::fs::remove_dir_all(&path).ok();
-        std::fs::create_dir_all(&path).unwrap();
-        let directory = Self(path);
-        directory.key_file("00112233445566778899aabbccddeeff\n", 0o600);
+    fn new() -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("tandem-config-{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let directory = Self(std::env::temp_dir().join(name));
+        std::fs::create_dir(&directory.0).unwrap();
+        directory.write("hash.key", "00112233445566778899aabbccddeeff\n", 0o600);
+        directory.write("other.key", "ffeeddccbbaa99887766554433221100\n", 0o400);
+        directory.write("open.key", "00112233445566778899aabbccddeeff\n", 0o640);
+        directory.write("short.key", "00112233445566778899aabbccddeef\n", 0o600);
+        directory.write("text.key", "a key of thirty-two characters..\n", 0o600);
         directory
     }
 
-    fn key_file(&self, text: &str, mode: u32) {
-        let path = self.0.join("hash.key");
+    fn write(&self, name: &str, text: &str, mode: u32) {
+        let path = self.0.join(name);
         std::fs::write(&path, text).unwrap();
         std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
     }
 
     fn parse_on(&self, text: &str, host: &Host<'_>) -> Result<Config, String> {
-        Config::parse(text, &self.0.join("tandem.toml"), host)
-            .map_err(|error| error.to_string().replace(&format!("{}/", self.0.display()), ""))
+        Config::parse(text, &self.0.join("tandem.toml"), host).map_err(|error| {
+            let rendered = error.to_string().replace(&format!("{}/", self.0.display()), "");
+            rendered.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+        })
     }
 
     fn parse(&self, text: &str) -> Result<Config, String> {
@@ -68,19 +83,256 @@ impl Drop for Directory {
     }
 }
 
+/// Has one interface.
 fn host() -> Host<'static> {
-    Host {
-        node: None,
-        interfaces: &[],
-        interface_exists: &|name| name == "eth0",
-        host_name: &|| "lb2.example.net".into(),
+    let host_name = &|| "lb2.example.net".into();
+    Host { node: None, interfaces: &[], interface_exists: &|name| name == "eth0", host_name }
+}
+
+fn hash(text: &str) -> u64 {
+    Directory::new().parse(text).unwrap().cluster_hash()
+}
+
+#[test]
+fn every_broken_file_is_refused_with_its_message() {
+    let directory = Directory::new();
+    let mut wrong = Vec::new();
+    let mut files = 0;
+    for file in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/broken")).unwrap() {
+        let path = file.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "toml") {
+            files += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let said = directory.parse(&text).expect_err(&format!("{} is valid", path.display()));
+            let expected = path.with_extension("stderr");
+            if std::env::var_os("UPDATE").is_some() {
+                std::fs::write(&expected, &said).unwrap();
+            } else if std::fs::read_to_string(&expected).unwrap_or_default() != said {
+                wrong.push(format!("{}:\n{said}", path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(files >= 40, "{files} files");
+}
+
+#[test]
+fn what_is_not_written_has_its_default() {
+    let config = Directory::new().parse(VALID).unwrap();
+    let cluster = &config.cluster;
+    assert_eq!((cluster.generation, cluster.port), (0, 7400));
+    assert_eq!((cluster.probe_interval, cluster.probe_misses), (Duration::from_millis(20), 5));
+    assert_eq!((cluster.handoff, cluster.replicate), (Handoff::Owner, Replicate::Plausible));
+    assert_eq!(cluster.timeouts, Timeouts::DEFAULT);
+    assert_eq!((config.node.on_stop, config.node.flows_max), (OnStop::Keep, 1 << 20));
+    assert_eq!(config.node.budgets, Budgets::DEFAULT);
+    let backends: Vec<_> =
+        config.services[0].backends.iter().map(|backend| (backend.weight.get(), backend.drain)).collect();
+    assert_eq!(backends, [(100, false), (50, true)]);
+}
+
+#[test]
+fn the_example_is_valid_and_what_it_comments_out_is_the_default() {
+    let directory = Directory::new();
+    let example = include_str!("../../../etc/tandem.toml");
+    let installed = |text: &str| {
+        let text = text.replace("/etc/tandem/", "");
+        directory.parse_on(&text, &Host { node: Some("lb1"), ..host() }).unwrap()
+    };
+    let uncommented: String =
+        example.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line))).skip(2).collect();
+    assert_ne!(uncommented, example);
+    assert_eq!(installed(&uncommented), installed(example));
+}
+
+#[test]
+fn everything_can_be_written() {
+    let text = VALID
+        .replace(
+            "hash_key_file",
+            r#"generation = 7
+port = 7401
+probe = { interval = "10ms", misses = 3 }
+handoff = "owner"
+replicate = "first-packet"
+timeouts = { young = "45s", tcp = "1h", closing = "40s", reset = "31s", udp = "1m 30s" }
+hash_key_file"#,
+        )
+        .replace(
+            "interfaces",
+            r#"on_stop = "detach"
+flows_max = 4096
+budgets = { tcp = 1, udp = 2, derived = 0 }
+interfaces"#,
+        );
+    let config = Directory::new().parse(&text).unwrap();
+    let cluster = &config.cluster;
+    assert_eq!((cluster.generation, cluster.port), (7, 7401));
+    assert_eq!((cluster.probe_interval, cluster.probe_misses), (Duration::from_millis(10), 3));
+    assert_eq!(cluster.replicate, Replicate::FirstPacket);
+    let timeouts = &cluster.timeouts;
+    let seconds = [timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset, timeouts.udp].map(|t| t.as_secs());
+    assert_eq!(seconds, [45, 3600, 40, 31, 90]);
+    assert_eq!((config.node.on_stop, config.node.flows_max), (OnStop::Detach, 4096));
+    assert_eq!(config.node.budgets, Budgets { tcp: 1, udp: 2, derived: 0 });
+}
+
+#[test]
+fn the_command_line_goes_before_the_file_and_the_file_before_the_host_name() {
+    let directory = Directory::new();
+    let this = |text: &str, host: &Host<'_>| {
+        directory.parse_on(text, host).map(|config| config.this_member().name.to_string())
+    };
+    let nameless = VALID.replace("[node]\nname = \"lb1\"", "[node]");
+    assert_eq!(this(VALID, &host()).unwrap(), "lb1");
+    assert_eq!(this(&nameless, &host()).unwrap(), "lb2", "the first label of the host name");
+    assert_eq!(this(&nameless, &Host { node: Some("lb1"), ..host() }).unwrap(), "lb1");
+    assert_eq!(
+        this(VALID, &Host { node: Some("lb3"), ..host() }).unwrap_err(),
+        "error: no member of the cluster has the name \"lb3\" (from --node)
+--> tandem.toml
+ = help: members: lb1, lb2; choose one with --node or node.name
+"
+    );
+
+    let bare = VALID.replace("interfaces = [\"eth0\"]", "");
+    let given = ["eth0".to_owned(), "eth0".to_owned()];
+    let config = directory.parse_on(&bare, &Host { interfaces: &given, ..host() }).unwrap();
+    assert_eq!(config.node.interfaces, ["eth0".parse().unwrap()]);
+    let given = ["eth9".to_owned()];
+    assert_eq!(
+        directory.parse_on(VALID, &Host { interfaces: &given, ..host() }).unwrap_err(),
+        "error: this host has no interface eth9 (from --interface)
+--> tandem.toml
+ = help: `ip -br link` lists them
+"
+    );
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::load(Path::new("/nonexistent/tandem.toml"), None, &[]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "error: cannot read the configuration /nonexistent/tandem.toml: No such file or directory (os error 2)"
+    );
+}
+
+#[test]
+fn the_loopback_interface_exists_on_this_host() {
+    let host = Host::default();
+    assert!((host.interface_exists)("lo"));
+    assert!(!(host.interface_exists)("no-such-if"));
+    assert!(!(host.interface_exists)("nul\0byte"));
+}
+
+#[test]
+fn a_written_key_reads_the_same_and_is_not_replaced_unasked() {
+    let directory = Directory::new();
+    let path = directory.0.join("new.key");
+    let key = Key::generate().unwrap();
+    assert_ne!(key.words(), Key::generate().unwrap().words());
+    key.write(&path, false).unwrap();
+    assert_eq!(Key::read(&path).unwrap(), key);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+
+    let other = Key::generate().unwrap();
+    assert_eq!(other.write(&path, false).unwrap_err().kind(), std::io::ErrorKind::AlreadyExists);
+    assert_eq!(Key::read(&path).unwrap(), key);
+    other.write(&path, true).unwrap();
+    assert_eq!(Key::read(&path).unwrap(), other);
+}
+
+#[test]
+fn a_key_is_taken_as_little_endian_words_and_never_printed() {
+    let config = Directory::new().parse(VALID).unwrap();
+    assert_eq!(config.cluster.hash_key.words(), [0x7766_5544_3322_1100, 0xffee_ddcc_bbaa_9988]);
+    assert!(format!("{config:?}").contains("Key(..)"));
+}
+
+#[test]
+fn equal_meaning_has_an_equal_hash() {
+    let other = r#"
+version = 1
+node = { name = "lb2", interfaces = ["eth0"], flows_max = 77 }
+cluster.name = "edge-1"
+cluster.generation = 12
+cluster.hash_key_file = "hash.key"
+cluster.port = 7_400
+cluster.probe.interval = "0s 20ms"
+cluster.member = [
+  { address = "10.0.1.12", id = 2, name = "balancer-2" },
+  { address = "10.0.1.11", id = 1, name = "lb2" },
+]
+[[service]]
+backends = [
+  { address = "10.0.2.12", name = "b", drain = true, weight = 50 },
+  { address = "10.0.2.11", name = "a", weight = 100 },
+]
+vip = ["203.0.113.10:80/tcp"]
+name = "www"
+"#;
+    assert_eq!(hash(VALID), hash(other));
+    assert_eq!(
+        hash(VALID),
+        6_779_075_104_761_533_594,
+        "changed: members of different builds would call their equal configurations different"
+    );
+}
+
+#[test]
+fn different_meaning_has_a_different_hash() {
+    let changes = [
+        ("hash.key", "other.key"),
+        ("edge-1", "edge-2"),
+        ("id = 2", "id = 3"),
+        ("10.0.1.12", "10.0.1.13"),
+        ("10.0.2.12", "10.0.2.13"),
+        ("weight = 50", "weight = 51"),
+        ("drain = true", "drain = false"),
+        (":80/tcp", ":81/tcp"),
+        (":80/tcp", ":80/udp"),
+        ("hash_key_file", "port = 7401\nhash_key_file"),
+        ("hash_key_file", "replicate = \"first-packet\"\nhash_key_file"),
+        ("hash_key_file", "probe = { interval = \"30ms\" }\nhash_key_file"),
+        ("hash_key_file", "probe = { misses = 6 }\nhash_key_file"),
+        ("hash_key_file", "timeouts = { udp = \"1m\" }\nhash_key_file"),
+    ];
+    for (from, to) in changes {
+        let changed = VALID.replace(from, to);
+        assert_ne!(changed, VALID);
+        assert_ne!(hash(VALID), hash(&changed), "{from} to {to}");
     }
 }
 
 #[test]
-fn a_valid_file_becomes_a_configuration() {
-    let directory = Directory::new("valid");
-    let config = directory.parse(VALID).unwrap();
-    assert_eq!(config.this_member().name.as_str(), "lb1");
-    assert_eq!(config.services[0].backends[0].weight, Weight::DEFAULT);
+fn names_come_even_from_a_file_with_problems() {
+    let names = Names::parse(&VALID.replace("weight = 50", "weight = 5000").replace("eth0", "eth7"));
+    let vip: Vip = "203.0.113.10:80/tcp".parse().unwrap();
+    assert_eq!(names.cluster(), Some("edge-1"));
+    assert_eq!((names.member(2), names.member(3)), (Some("lb2"), None));
+    assert_eq!(names.service(vip), Some("web"));
+    assert_eq!(names.backend(vip, "10.0.2.12".parse().unwrap()), Some("web-2"));
+    assert_eq!(Names::load(Path::new("/nonexistent")), Names::default());
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_the_reader_panic(edits in prop::collection::vec((0..VALID.len(), 0..40_usize, ".{0,8}"), 1..6)) {
+        let mut text = VALID.to_owned();
+        for (at, length, new) in edits {
+            let start = text.floor_char_boundary(at.min(text.len()));
+            let end = text.ceil_char_boundary((start + length).min(text.len()));
+            text.replace_range(start..end, &new);
+        }
+        let error = Config::parse(&text, Path::new("tandem.toml"), &host()).unwrap_err();
+        prop_assert!(error.render(true).contains("tandem.toml"));
+    }
+
+    #[test]
+    fn tokens_in_any_order_do_not_make_the_reader_panic(
+        tokens in prop::collection::vec(prop::sample::select(VALID.split_inclusive([' ', '\n']).collect::<Vec<_>>()), 0..60)
+    ) {
+        Config::parse(&tokens.concat(), Path::new("tandem.toml"), &host()).map_err(|error| error.to_string()).ok();
+    }
 }

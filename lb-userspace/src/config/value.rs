@@ -2,15 +2,15 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     num::NonZeroU8,
+    path::PathBuf,
     str::FromStr,
     time::Duration,
 };
 
 use lb_common::{
     address::is_martian_v4,
-    flow::{TCP, UDP},
     rank::{self, MEMBERS_MAX},
 };
 use toml::de::DeValue;
@@ -169,92 +169,6 @@ impl Value for Weight {
     }
 }
 
-/// What a VIP's port belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Protocol {
-    /// Transmission control protocol.
-    Tcp,
-    /// User datagram protocol.
-    Udp,
-}
-
-impl Protocol {
-    /// The IP protocol number.
-    pub fn number(self) -> u8 {
-        match self {
-            Self::Tcp => TCP,
-            Self::Udp => UDP,
-        }
-    }
-
-    /// The protocol with that number, if it is balanced.
-    pub fn of_number(number: u8) -> Option<Self> {
-        match number {
-            TCP => Some(Self::Tcp),
-            UDP => Some(Self::Udp),
-            _ => None,
-        }
-    }
-}
-
-impl fmt::Display for Protocol {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-        })
-    }
-}
-
-/// Where a service is reached, and its identity: `203.0.113.10:80/tcp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Vip {
-    /// The virtual address; IPv4 in this version.
-    pub address: IpAddr,
-    /// The port.
-    pub port: u16,
-    /// The protocol.
-    pub protocol: Protocol,
-}
-
-impl FromStr for Vip {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (socket, protocol) = text.split_once('/').ok_or("no protocol: append /tcp or /udp")?;
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            other => return Err(format!("protocol {other:?}: tcp and udp are balanced")),
-        };
-        let socket =
-            SocketAddr::from_str(socket).map_err(|_unspecific| format!("{socket:?} is no address with a port"))?;
-        if socket.port() == 0 {
-            return Err("port 0".into());
-        }
-        if socket.ip().is_unspecified() || socket.ip().is_loopback() || socket.ip().is_multicast() {
-            return Err(format!("{} cannot be a VIP", socket.ip()));
-        }
-        Ok(Self { address: socket.ip(), port: socket.port(), protocol })
-    }
-}
-
-impl fmt::Display for Vip {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}/{}", SocketAddr::new(self.address, self.port), self.protocol))
-    }
-}
-
-impl Value for Vip {
-    fn what() -> String {
-        "a VIP, as in \"203.0.113.10:80/tcp\"".into()
-    }
-
-    fn read(value: &DeValue<'_>) -> Result<Self, String> {
-        text(value)?.parse()
-    }
-}
-
 macro_rules! choices {
     ($($(#[$meta:meta])* $name:ident { $($(#[$choice_meta:meta])* $choice:ident = $text:literal,)* })*) => {$(
         $(#[$meta])*
@@ -327,6 +241,19 @@ impl Value for bool {
     }
 }
 
+impl Value for PathBuf {
+    fn what() -> String {
+        "the path of a file".into()
+    }
+
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        match text(value)? {
+            "" => Err("empty".into()),
+            path => Ok(path.into()),
+        }
+    }
+}
+
 impl Value for String {
     fn what() -> String {
         "a string".into()
@@ -385,6 +312,7 @@ impl<const MIN: u64, const MAX: u64> Value for Period<MIN, MAX> {
     }
 }
 
-fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
+/// The string that `value` must be.
+pub(super) fn text<'a>(value: &'a DeValue<'_>) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| found(value))
 }
