@@ -233,6 +233,27 @@ impl FlowKey for FlowKeyV6 {
     }
 }
 
+impl FlowKeyV4 {
+    /// The key of a 5-tuple; addresses and ports in network order.
+    #[inline(always)]
+    pub const fn new(
+        source: [u8; 4],
+        destination: [u8; 4],
+        source_port: [u8; 2],
+        destination_port: [u8; 2],
+        protocol: u8,
+    ) -> Self {
+        let ([a, b], [c, d]) = (source_port, destination_port);
+        // Four whole words: for a padding of bytes the eBPF compiler would call a byte-wise memset.
+        transmute!([
+            u32::from_ne_bytes(source),
+            u32::from_ne_bytes(destination),
+            u32::from_ne_bytes([a, b, c, d]),
+            u32::from_ne_bytes([protocol, 0, 0, 0]),
+        ])
+    }
+}
+
 impl FlowEntry {
     /// The member that chose the backend.
     #[inline(always)]
@@ -244,5 +265,31 @@ impl FlowEntry {
     #[inline(always)]
     pub const fn is_witnessed(&self) -> bool {
         self.creator & WITNESSED != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_made_of_words_has_its_fields_in_place() {
+        let key = FlowKeyV4::new([1, 2, 3, 4], [5, 6, 7, 8], [9, 10], [11, 12], TCP);
+        let fields = FlowKeyV4 {
+            source: [1, 2, 3, 4],
+            destination: [5, 6, 7, 8],
+            source_port: [9, 10],
+            destination_port: [11, 12],
+            protocol: TCP,
+            padding: [0; 3],
+        };
+        assert_eq!(key, fields);
+    }
+
+    #[test]
+    fn ticks_are_rounded_up_and_back() {
+        assert_eq!(ticks_of_ms(0), 0);
+        assert!(ms_of_ticks(ticks_of_ms(100)) >= 100);
+        assert_eq!(tick(1 << 20), 1);
     }
 }

@@ -163,14 +163,7 @@ fn parse_flow<F: Frame + ?Sized>(
     }
     let transport = parse_transport(frame, at + header, ip.proto, length - header)?;
     Ok(Packet {
-        key: FlowKeyV4 {
-            source: ip.src_addr,
-            destination: ip.dst_addr,
-            source_port: transport.source_port,
-            destination_port: transport.destination_port,
-            protocol: ip.proto,
-            padding: [0; 3],
-        },
+        key: FlowKeyV4::new(ip.src_addr, ip.dst_addr, transport.source_port, transport.destination_port, ip.proto),
         tcp_flags: transport.flags,
         seq: transport.seq,
         has_payload: transport.has_payload,
