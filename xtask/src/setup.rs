@@ -1,9 +1,10 @@
 //! Installs what is missing: on Debian as root. Anywhere else it says in one line which command does it.
 //!
 //! What is there is found by looking at files, so a second run costs a fraction of a second and no network.
+use std::env;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use xtask::toolchain::{self, Compiler, LINKER_VERSION, Missing, Toolchain};
@@ -103,7 +104,11 @@ fn install_linker(root: &Path, missing: &Missing, apt: &mut Apt) -> Result<()> {
     let mut cargo = step::cargo(root, "install");
     cargo.arg("bpf-linker").args(options.split(' ')).arg("--root").arg(&tools);
     // Without it the build looks in /usr/lib64 and does not find LLVM.
-    let took = step::run(cargo.env("LLVM_PREFIX", &prefix))?;
+    cargo.env("LLVM_PREFIX", &prefix);
+    // Else cargo advises to add the folder to PATH, which nobody needs.
+    let path = env::var_os("PATH").unwrap_or_default();
+    cargo.env("PATH", env::join_paths([tools.join("bin")].into_iter().chain(env::split_paths(&path)))?);
+    let took = step::run(&mut cargo)?;
     eprintln!("built in {} s", took.as_secs());
     Ok(())
 }
@@ -136,7 +141,8 @@ impl Apt {
         let options = ["install", "--yes", "--no-remove", "--no-install-recommends", "--quiet", "--quiet"];
         let mut apt = Command::new("apt-get");
         apt.args(options).args(["-o", "DPkg::Lock::Timeout=300", "-o", "Dpkg::Use-Pty=0"]).args(packages);
-        step::run(apt.env("DEBIAN_FRONTEND", "noninteractive"))?;
+        // Every package it unpacks is a line; what went wrong comes on stderr.
+        step::run(apt.env("DEBIAN_FRONTEND", "noninteractive").stdout(Stdio::null()))?;
         Ok(())
     }
 }
