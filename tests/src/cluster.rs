@@ -151,6 +151,16 @@ impl Cluster {
         self.topology.announce(&host)
     }
 
+    /// Has the router send all packets to these members and to no others.
+    pub fn receive_at(&mut self, ids: &[u8]) -> Result<()> {
+        // First the new, then the old: there is a route at every moment.
+        ids.iter().try_for_each(|id| self.announce(*id))?;
+        for member in self.members.iter().filter(|member| !ids.contains(&member.id)) {
+            self.topology.withdraw(&member.host)?;
+        }
+        Ok(())
+    }
+
     /// What each member that can be read holds on a client's TCP connection.
     pub fn entries(&self, port: u16) -> BTreeMap<u8, FlowEntry> {
         let entry = |member: &Member| Some((member.id, member.tables().flow(&tcp_flow(port)).ok()??));

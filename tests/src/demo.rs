@@ -21,10 +21,7 @@ use self::{
     census::Census,
     picture::{Scene, State},
 };
-pub use self::{
-    receipt::{Check, Receipt},
-    screen::Screen,
-};
+pub use self::{receipt::Receipt, screen::Screen};
 use crate::{
     cluster::{Cluster, READY_LIMIT, Shape},
     detection::Watch,

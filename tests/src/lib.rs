@@ -3,9 +3,9 @@
 //! A [`cluster::Cluster`] is a small network of namespaces on this host: a client, a router with
 //! ECMP, balancers that each run a real `tandem run`, servers behind them. [`traffic`] sends real
 //! TCP and UDP through it and checks every byte. Everything is removed when its owner is dropped.
-//!
-//! Modules from the outside in:
 
+pub mod acceptance;
+pub mod check;
 pub mod cluster;
 pub mod command;
 pub mod config;

@@ -2,6 +2,7 @@
 
 use std::{
     borrow::Borrow,
+    collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -12,12 +13,12 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray},
 };
 use lb_common::{
-    flow::{FlowEntry, FlowKeyV4},
+    flow::{FlowEntry, FlowKey, FlowKeyV4},
     liveness::Liveness,
     maps,
     node::Node,
-    rank::bit,
-    reason::{Counter, Reason},
+    rank::{bit, score, seed},
+    reason::{Action, Counter, Reason},
     target::Target,
 };
 
@@ -72,12 +73,16 @@ impl Tables {
         self.element(maps::BACKENDS, u32::from(slot))
     }
 
-    /// Packets counted for `reason`, over all CPUs.
-    pub fn packets(&self, reason: Reason) -> Result<u64> {
-        let counters: PerCpuArray<_, Counter> =
-            PerCpuArray::try_from(Map::PerCpuArray(self.open(maps::COUNTERS)?)).context("`counters`")?;
-        let values = counters.get(&(reason as u32), 0)?;
-        Ok(values.iter().map(|counter| counter.packets).sum())
+    /// Packets counted so far, by reason.
+    pub fn packets(&self) -> Result<Packets> {
+        let counters: PerCpuArray<_, Counter> = PerCpuArray::try_from(Map::PerCpuArray(self.open(maps::COUNTERS)?))
+            .context("`counters` has another shape")?;
+        let mut packets = BTreeMap::new();
+        for reason in Reason::ALL {
+            let values = counters.get(&(*reason as u32), 0)?;
+            packets.insert(*reason, values.iter().map(|counter| counter.packets).sum());
+        }
+        Ok(Packets(packets))
     }
 
     /// The kernel's id of a map.
@@ -98,6 +103,36 @@ impl Tables {
         let path = self.pins.join(name);
         MapData::from_pin(&path).with_context(|| format!("cannot open {}", path.display()))
     }
+}
+
+/// Packets counted by a datapath.
+#[derive(Clone, Debug)]
+pub struct Packets(BTreeMap<Reason, u64>);
+
+impl Packets {
+    /// What was counted since `earlier`.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self(self.0.iter().map(|(reason, packets)| (*reason, packets - earlier.of(*reason))).collect())
+    }
+
+    /// Packets counted for `reason`.
+    pub fn of(&self, reason: Reason) -> u64 {
+        self.0.get(&reason).copied().unwrap_or(0)
+    }
+
+    /// Packets whose end was `action`.
+    pub fn ended_in(&self, action: Action) -> u64 {
+        self.0.iter().filter(|(reason, _)| reason.action() == action).map(|(_, packets)| packets).sum()
+    }
+}
+
+/// The members that `node` knows, best score for `key` first: by sorting, where the datapath must not.
+pub fn ranking(node: &Node, key: &FlowKeyV4) -> Vec<u8> {
+    let hash = key.hash(&node.hash_key);
+    let ids = (1..=64).filter(|id| node.configured & bit(*id) != 0);
+    let mut ranked: Vec<(u64, u8)> = ids.map(|id| (score(hash, seed(id), id), id)).collect();
+    ranked.sort_by(|a, b| b.cmp(a));
+    ranked.into_iter().map(|(_, id)| id).collect()
 }
 
 /// Whether `liveness` says that member `id` may own flows, and its lease lasts.

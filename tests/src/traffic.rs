@@ -1,8 +1,10 @@
 //! Real traffic whose every byte is checked.
 //!
 //! [`load`] opens TCP connections from the client's namespace to echo servers and keeps a record
-//! of each; [`datagrams`] sends paced UDP. [`service`] is the servers' side of both.
+//! of each; [`caller`] is one connection driven by hand; [`datagrams`] sends paced UDP. [`service`]
+//! is the servers' side.
 
+pub mod caller;
 mod connection;
 pub mod datagrams;
 pub mod load;

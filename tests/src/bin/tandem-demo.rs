@@ -37,18 +37,19 @@ struct Arguments {
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask demo                                   the whole show
-  cargo xtask demo -- --naive                        the same without shared flows: connections break
-  cargo xtask demo -- --kill agent                   kill -9 of an agent: the datapath outlives it
-  cargo xtask demo -- --connections 1000 --seconds 30
-  cargo xtask demo -- --json | tail -1 | jq .broken
+  cargo xtask demo                     the whole show
+  cargo xtask demo --naive             the same with nothing shared: connections break
+  cargo xtask demo --kill agent        kill -9 of an agent: the datapath outlives it
+  cargo xtask demo --connections 1000 --seconds 30
+  cargo xtask demo --json | tail -1 | jq .broken
 
 A connection is `protected` when, just before the cut, at least one survivor's flow table has it.
-`longest stall` is the longest time a surviving connection waited for an answer without progress. The
-client's route has rto_min 20 ms, so that it shows the cluster's part and not TCP's default 200 ms.
+`Longest stall` is the longest time that a surviving connection waited for an answer without
+progress. The client's route has rto_min 20 ms, so that it shows what the cluster took and not
+the 200 ms that TCP waits by default.
 
-Exit status: 0 no protected connection broke; 1 one did (with --naive: any did); 2 the demo could not
-run; 130 interrupted.";
+Exit status: 0 no protected connection broke; 1 one did (with --naive: any did);
+2 the demo could not run; 130 interrupted.";
 
 fn main() -> ExitCode {
     let Arguments { kill, connections, seconds, json, naive } = Arguments::parse();

@@ -9,7 +9,7 @@ use std::{
 
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
     time::timeout,
 };
 
@@ -29,10 +29,21 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    /// Connects within `patience`.
+    /// Connects within `patience`, from a port of the kernel's choice.
     pub(super) async fn open(target: SocketAddrV4, record: Arc<Record>, patience: Duration) -> Result<Self, Fault> {
+        let socket = TcpSocket::new_v4().map_err(fault_of)?;
+        Self::open_from(socket, target, record, patience).await
+    }
+
+    /// Connects within `patience`, with a socket that may be bound.
+    pub(super) async fn open_from(
+        socket: TcpSocket,
+        target: SocketAddrV4,
+        record: Arc<Record>,
+        patience: Duration,
+    ) -> Result<Self, Fault> {
         let began = Instant::now();
-        let Ok(Ok(stream)) = timeout(patience, TcpStream::connect(target)).await else {
+        let Ok(Ok(stream)) = timeout(patience, socket.connect(target.into())).await else {
             return Err(Fault::Handshake);
         };
         // Without Nagle's algorithm: a small request is sent when it is made.

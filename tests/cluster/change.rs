@@ -1,0 +1,84 @@
+//! Members and servers come and go by configuration, under traffic.
+
+use std::{thread, time::Duration};
+
+use tests::{
+    cluster::{Cluster, READY_LIMIT, tcp_flow},
+    traffic::{
+        caller::Caller,
+        load::{Load, Plan},
+    },
+};
+
+use crate::{cluster, entries_everywhere};
+
+fn loaded(cluster: &Cluster, plan: Plan) -> Load {
+    let load = Load::start(&cluster.topology.client, plan).unwrap();
+    load.wait_open(Duration::from_secs(15)).unwrap();
+    thread::sleep(Duration::from_millis(700));
+    load
+}
+
+#[test]
+fn a_member_joins_under_load_and_knows_every_flow() {
+    let mut cluster = cluster(2);
+    let load = loaded(&cluster, Plan { shorts_per_second: 30, ..Plan::mixed(60) });
+    cluster.add_balancer(3).unwrap();
+    cluster.reconfigure().unwrap();
+    let newcomer = cluster.member(3).unwrap();
+    newcomer.start().unwrap();
+    newcomer.wait_ready(READY_LIMIT).unwrap();
+    crate::maps::assert_own_maps(&cluster);
+    for record in load.ledger().long() {
+        entries_everywhere(&cluster, &tcp_flow(record.facts().port));
+    }
+    cluster.announce(3).unwrap();
+    load.wake_idle();
+    thread::sleep(Duration::from_millis(500));
+    let ledger = load.finish();
+    assert!(ledger.broken().is_empty(), "{:#?}", ledger.broken());
+    assert_eq!(ledger.shorts().handshakes_failed, 0);
+}
+
+#[test]
+fn draining_a_server_keeps_its_established_connections() {
+    let mut cluster = cluster(2);
+    let mut callers: Vec<Caller> =
+        (42_000..42_030).map(|port| Caller::open(&cluster.topology.client, port).unwrap()).collect();
+    for _ in 0..3 {
+        callers.iter_mut().for_each(|caller| caller.ask().unwrap());
+    }
+    let on_drained = callers.iter().filter(|caller| caller.server() == 1).count();
+    assert!(on_drained > 0, "30 connections, none on the server that will be drained");
+    let name = cluster.servers[0].name().to_owned();
+    cluster.config.drain(&name);
+    cluster.reconfigure().unwrap();
+    thread::sleep(Duration::from_secs(1));
+    callers.iter_mut().for_each(|caller| caller.ask().unwrap());
+    for port in 43_000..43_040 {
+        let mut caller = Caller::open(&cluster.topology.client, port).unwrap();
+        caller.ask().unwrap();
+        assert_ne!(caller.server(), 1, "a new connection went to the drained server");
+    }
+}
+
+#[test]
+fn servers_change_and_a_member_dies_in_the_same_second() {
+    let mut cluster = cluster(3);
+    let added = cluster.add_server(4).unwrap();
+    let load = loaded(&cluster, Plan::mixed(60));
+    cluster.cut(3).unwrap();
+    cluster.config.add_backend(&cluster.servers[added].host);
+    let drained = cluster.servers[1].name().to_owned();
+    cluster.config.drain(&drained);
+    cluster.reconfigure().unwrap();
+    thread::sleep(Duration::from_millis(800));
+    load.wake_idle();
+    cluster.revive(3).unwrap();
+    cluster.member(3).unwrap().wait_ready(READY_LIMIT).unwrap();
+    cluster.announce(3).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let ledger = load.finish();
+    let what: Vec<_> = ledger.broken().iter().map(|record| (record.kind, record.facts())).collect();
+    assert!(what.is_empty(), "{what:#?}");
+}

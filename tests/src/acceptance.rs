@@ -1,0 +1,34 @@
+//! The acceptance rows that are too long, or too dependent on time, for a test run.
+
+mod agent_kill;
+mod joiner;
+mod kernel;
+mod shows;
+
+use anyhow::Result;
+
+use crate::check::Check;
+
+/// A row: a question with figures for an answer.
+pub struct Row {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// What it asks.
+    pub what: &'static str,
+    /// Measures.
+    pub run: fn() -> Result<Vec<Check>>,
+}
+
+/// Every row.
+pub const ROWS: &[Row] = &[
+    Row { name: "demo", what: "200 connections lose their primary while the servers change", run: shows::demo },
+    Row { name: "naive", what: "the same schedule breaks connections when nothing is shared", run: shows::naive },
+    Row {
+        name: "agent-kill",
+        what: "kill -9 of an agent at 5,000 datagrams a second, against control runs",
+        run: agent_kill::run,
+    },
+    Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
+    Row { name: "verifier", what: "instructions that the verifier walks to load `balancer`", run: kernel::verifier },
+    Row { name: "memory", what: "kernel memory of a flow, as memlock / max_entries", run: kernel::memory },
+];
