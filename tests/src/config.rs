@@ -142,3 +142,50 @@ impl Config {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+
+    use lb_userspace::config::Host as OnHost;
+
+    use super::*;
+
+    fn member(id: u8) -> Member {
+        Member { id, name: format!("lb{id}"), address: Ipv4Addr::new(10, 0, 1, 10 + id) }
+    }
+
+    fn key_file() -> PathBuf {
+        let path = std::env::temp_dir().join(format!("lab-config-test-{}.key", std::process::id()));
+        let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path).unwrap();
+        writeln!(file, "000102030405060708090a0b0c0d0e0f").unwrap();
+        path
+    }
+
+    #[test]
+    fn what_is_written_is_what_the_agent_reads() {
+        let mut config = Config::new(key_file());
+        config.members = vec![member(1), member(2), member(3)];
+        for last in 11..=13 {
+            let (name, address) = (format!("web-{last}"), Ipv4Addr::new(10, 0, 2, last));
+            config.services[0].backends.push(Backend { name, address, drain: false });
+        }
+        config.drain("web-12");
+        let read = |config: &Config, node| {
+            let host = OnHost { node: Some(node), interface_exists: &|_| true, ..OnHost::default() };
+            lb_userspace::config::Config::parse(&config.render(), Path::new("lab.toml"), &host).unwrap()
+        };
+        let all = read(&config, "lb2");
+        assert_eq!((all.cluster.members.len(), all.this_member().address), (3, member(2).address));
+        assert_eq!(all.node.flows_max, 1 << 17);
+        assert_eq!(all.services[0].vips.len(), 2);
+        let drained: Vec<bool> = all.services[0].backends.iter().map(|backend| backend.drain).collect();
+        assert_eq!(drained, [false, true, false]);
+
+        let alone = read(&config.alone(2), "lb2");
+        assert_eq!(alone.cluster.members.len(), 1);
+        assert!(alone.cluster.hash_key == all.cluster.hash_key, "the same key, so the same ring");
+        assert_eq!(alone.services, all.services);
+        fs::remove_file(&config.key_file).unwrap();
+    }
+}

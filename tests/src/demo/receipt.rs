@@ -126,3 +126,70 @@ fn row(out: &mut String, name: &str, figure: &str) -> std::fmt::Result {
 fn ms(value: f64) -> String {
     format!("{value:.0} ms")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn good() -> Receipt {
+        Receipt {
+            naive: false,
+            kill: Kill::Primary,
+            victim: Some("lb2".to_owned()),
+            connections: 200,
+            protected: 200,
+            broken: 0,
+            broken_young: 0,
+            faults: BTreeMap::new(),
+            short_connections: 600,
+            handshakes_failed: 0,
+            slowest_handshake_ms: 3.0,
+            longest_stall_ms: 180.0,
+            detection_ms: BTreeMap::from([("lb1".to_owned(), Some(101.0)), ("lb3".to_owned(), Some(99.0))]),
+            flows_per_member: BTreeMap::from([("lb1".to_owned(), 60), ("lb2".to_owned(), 80)]),
+            bytes_checked: 5_000_000,
+        }
+    }
+
+    #[test]
+    fn the_exit_status_is_about_protected_connections() {
+        assert!(good().is_clean());
+        assert!(Receipt { broken_young: 3, ..good() }.is_clean());
+        assert!(!Receipt { broken: 1, ..good() }.is_clean());
+        assert!(!Receipt { naive: true, broken_young: 1, ..good() }.is_clean());
+    }
+
+    #[test]
+    fn a_death_that_nobody_noticed_misses_its_bound() {
+        assert!(good().checks().iter().all(|check| check.passed));
+        let detection_ms = BTreeMap::from([("lb1".to_owned(), None)]);
+        let missed = Receipt { detection_ms, ..good() }.checks();
+        assert_eq!(missed.iter().filter(|check| !check.passed).count(), 1);
+        assert!(Receipt { longest_stall_ms: 401.0, ..good() }.checks().iter().any(|check| !check.passed));
+    }
+
+    #[test]
+    fn the_receipt_is_one_line_of_json_with_the_promised_names() {
+        let json: serde_json::Value = serde_json::from_str(&serde_json::to_string(&good()).unwrap()).unwrap();
+        for name in [
+            "connections",
+            "protected",
+            "broken",
+            "broken_young",
+            "handshakes_failed",
+            "longest_stall_ms",
+            "detection_ms",
+            "flows_per_member",
+        ] {
+            assert!(json.get(name).is_some(), "no {name}");
+        }
+        assert_eq!(json["kill"], "primary");
+    }
+
+    #[test]
+    fn without_colours_the_receipt_is_plain_text() {
+        let text = good().render(Style::PLAIN);
+        assert!(!text.contains('\x1b'));
+        assert!(text.contains("lb2 died"), "{text}");
+    }
+}
