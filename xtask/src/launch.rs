@@ -24,15 +24,25 @@ pub(crate) fn agent(root: &Path, interfaces: Vec<OsString>, config: PathBuf, arg
     become_program(tandem.args(args))
 }
 
-/// Builds the agent and the programs of the lab, and runs the one called `name`.
+/// Builds the agent and the programs of the lab, and runs the one called `name` as root.
 pub(crate) fn lab_program(root: &Path, name: &str, args: Vec<OsString>) -> Result<ExitCode> {
     setup::everything(root)?;
+    become_program(as_root(&built(root, name)?).args(args))
+}
+
+/// Prints the rows that the program called `name` holds, which takes no root and nothing but the toolchain.
+pub(crate) fn list_rows(root: &Path, name: &str) -> Result<ExitCode> {
+    setup::toolchain(root)?;
+    become_program(Command::new(built(root, name)?).arg("--list"))
+}
+
+fn built(root: &Path, name: &str) -> Result<PathBuf> {
     build_lab(root)?;
     let program = step::release_program(name)?;
     if !program.is_file() {
         bail!("the package `tests` has no program {name} in this checkout");
     }
-    become_program(as_root(&program).args(args))
+    Ok(program)
 }
 
 /// Builds the agent and every program of the lab.

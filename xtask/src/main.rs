@@ -30,6 +30,9 @@ Examples:
   cargo xtask accept --list    long and timed rows of the acceptance lists
   cargo xtask run --interface eth0 --config tandem.toml";
 
+/// The program that holds the rows of the acceptance lists.
+const ACCEPTANCE: &str = "tandem-accept";
+
 #[derive(Subcommand)]
 enum Task {
     /// Install what is missing: the eBPF toolchain, and the programs that the demo and the tests use
@@ -87,7 +90,7 @@ Examples:
   cargo xtask accept ROW         one of them")]
     Accept {
         /// Print the names of the rows
-        #[arg(long)]
+        #[arg(long, conflicts_with = "row")]
         list: bool,
         /// Run this row only
         row: Option<OsString>,
@@ -110,10 +113,8 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Setup => setup::everything(&root).map(|_| ExitCode::SUCCESS),
         Task::Run { interface, config, args } => launch::agent(&root, interface, config, args),
         Task::Demo { args } => launch::lab_program(&root, "tandem-demo", args),
-        Task::Accept { list, row } => {
-            let list = list.then(|| OsString::from("--list"));
-            launch::lab_program(&root, "tandem-accept", list.into_iter().chain(row).collect())
-        }
+        Task::Accept { list: true, .. } => launch::list_rows(&root, ACCEPTANCE),
+        Task::Accept { row, .. } => launch::lab_program(&root, ACCEPTANCE, row.into_iter().collect()),
         Task::Test { tier, filter } => {
             // Without root the tiers that need more than the toolchain are skipped.
             if step::is_root() {

@@ -51,13 +51,15 @@ pub(crate) fn run_and_read(command: &mut Command) -> Result<(bool, String)> {
     Ok((status.success(), String::from_utf8_lossy(&said).into_owned()))
 }
 
-/// The file of a program of the workspace that was built in release mode.
-///
-/// This program lies in the same target directory, wherever cargo was told to put that.
-pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
+/// The target directory, wherever cargo was told to put it: this program lies in it.
+pub(crate) fn target_dir() -> Result<PathBuf> {
     let this = env::current_exe()?;
-    let target = this.ancestors().nth(2).context("this program does not lie in a target directory")?;
-    Ok(target.join("release").join(name))
+    Ok(this.ancestors().nth(2).context("this program does not lie in a target directory")?.to_path_buf())
+}
+
+/// The file of a program of the workspace that was built in release mode.
+pub(crate) fn release_program(name: &str) -> Result<PathBuf> {
+    Ok(target_dir()?.join("release").join(name))
 }
 
 /// The executable called `name`, looked for in `PATH` and in the system's folders, which users' `PATH` often lacks.
