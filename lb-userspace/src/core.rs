@@ -7,34 +7,90 @@
 //! A deadline may already have passed when an input returns (the owners' lane is due at once): the driver
 //! handles the batch of inputs it has, and then ticks. So a batch becomes one frame.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use lb_common::{
     flow::FlowEntry,
     liveness::{Heard, Liveness, Probe},
+    node::Node,
     service::{Service, ServiceKey},
     target::Target,
 };
+use zerocopy::FromZeros;
 
+mod configuring;
 pub mod event;
+mod expiry;
 pub mod key;
+mod lanes;
+pub mod liveness;
+mod parked;
 pub mod plan;
+mod readiness;
 pub mod records;
+mod replication;
+pub mod ring;
+mod rounds;
+mod sessions;
+mod slots;
 pub mod status;
+mod stopping;
+mod table;
+#[cfg(test)]
+mod tests;
 pub mod view;
+pub mod wire;
 
 pub use self::{
-    event::{Event, Level},
+    event::{CloseReason, Event, Level},
     key::Key,
     plan::{BackendSlot, MapOp, Tables, plan},
     status::{PeerStatus, Status},
     view::View,
 };
+use self::{
+    expiry::{Tombstones, Young},
+    liveness::{State, Watch},
+    parked::Parked,
+    sessions::{Link, Peer},
+    slots::Slots,
+    stopping::Stopping,
+    table::Table,
+};
 
 /// The agent's state: membership, records, what is said to whom.
 pub struct Core {
     view: View,
+    incarnation: u32,
+    started: u64,
+    /// When members were last added or removed.
+    membership_since: u64,
+    node: Node,
     outputs: VecDeque<Output>,
+
+    watch: Watch,
+    /// The masks as last written; `None` until all peers had their chance to answer.
+    masks: Option<(u64, u64)>,
+    ready: bool,
+    has_complained: bool,
+    stopping: Option<Stopping>,
+
+    peers: BTreeMap<u8, Peer>,
+    links: BTreeMap<Session, Link>,
+    /// Sessions whose lanes are too long.
+    overflown: Vec<Session>,
+
+    slots: Slots,
+    table: Table,
+    young: Young,
+    tombstones: Tombstones,
+    parked: Parked,
+    is_full: bool,
+    /// The next row to visit.
+    scanned: u32,
+    /// Number of the current sweep, wrapping.
+    sweep: u8,
+    has_swept: bool,
 }
 
 /// One TCP connection with a peer; numbers are chosen by the driver and never used twice.
@@ -185,26 +241,63 @@ impl Core {
     /// An agent that starts. Its first outputs tell the datapath what it is.
     ///
     /// `incarnation` is higher than that of any earlier start, as far as the disk knows; not 0.
-    pub fn new(_now: u64, view: View, _incarnation: u32, _adopted: &Adopted) -> Self {
-        Self { view, outputs: VecDeque::new() }
+    pub fn new(now: u64, view: View, incarnation: u32, adopted: &Adopted) -> Self {
+        let mut slots = Slots::default();
+        slots.adopt(adopted);
+        let mut core = Self {
+            incarnation,
+            started: now,
+            membership_since: now,
+            node: Node::new_zeroed(),
+            outputs: VecDeque::new(),
+            watch: Watch::new(now, &view),
+            masks: None,
+            ready: false,
+            has_complained: false,
+            stopping: None,
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            overflown: Vec::new(),
+            slots,
+            table: Table::new(view.hash_key, view.limits.flows),
+            young: Young::default(),
+            tombstones: Tombstones::default(),
+            parked: Parked::default(),
+            is_full: false,
+            scanned: 0,
+            sweep: 0,
+            has_swept: false,
+            view,
+        };
+        core.apply_view(now);
+        core
     }
 
     /// Takes in what happened at `now`.
-    pub fn handle(&mut self, _now: u64, input: Input) {
+    pub fn handle(&mut self, now: u64, input: Input) {
         match input {
-            Input::Configure(view) => self.view = *view,
-            Input::Stop => self.outputs.push_back(Output::Stopped),
-            Input::Tick
-            | Input::Heard { .. }
-            | Input::Observed { .. }
-            | Input::Swept
-            | Input::Deleted { .. }
-            | Input::Connected { .. }
-            | Input::DialFailed { .. }
-            | Input::Received { .. }
-            | Input::Drained { .. }
-            | Input::Closed { .. } => {}
+            Input::Tick => self.tick(now),
+            Input::Heard { member, heard } => self.watch.heard(member, heard),
+            Input::Observed { key, entry } => self.observed(now, key, &entry),
+            Input::Swept => {
+                self.sweep = self.sweep.wrapping_add(1);
+                self.has_swept = true;
+            }
+            Input::Deleted { key } => self.deleted(now, &key),
+            Input::Connected { peer, session, dialled } => self.connected(now, peer, session, dialled),
+            Input::DialFailed { peer } => self.dial_failed(now, peer),
+            Input::Received { session, bytes } => self.received(now, session, &bytes),
+            Input::Drained { session, bytes } => {
+                if let Some(link) = self.links.get_mut(&session) {
+                    link.in_flight = link.in_flight.saturating_sub(bytes);
+                    self.pump(now, session);
+                }
+            }
+            Input::Closed { session } => self.ended(now, session, CloseReason::Ended),
+            Input::Configure(view) => self.configure(now, *view),
+            Input::Stop => self.stop(now),
         }
+        self.shed(now);
     }
 
     /// The next thing to do, in order.
@@ -214,11 +307,61 @@ impl Core {
 
     /// When to tick next; it may have passed.
     pub fn next_deadline(&self) -> Option<u64> {
-        None
+        let goodbye = self.stopping.as_ref().and_then(|stopping| stopping.next);
+        [Some(self.watch.next_look()), self.young.next_due(), self.next_flush(), goodbye].into_iter().flatten().min()
     }
 
     /// When the next look at the peers is due: `Heard` of every peer goes before a `Tick` at or after this time.
     pub fn next_look(&self) -> u64 {
-        u64::MAX
+        self.watch.next_look()
+    }
+
+    /// A picture of what the core knows.
+    pub fn status(&self) -> Status {
+        Status {
+            ready: self.ready,
+            incarnation: self.incarnation,
+            forwarding: self.watch.forwarding(),
+            eligible: self.watch.eligible(self.is_eligible()),
+            records: self.live(),
+            tombstones: self.tombstones.count,
+            parked: self.parked.len(),
+            parked_dropped: self.parked.dropped,
+            peers: self.peers.iter().map(|(&id, peer)| self.peer_status(id, peer)).collect(),
+        }
+    }
+
+    /// The record of a flow, for tests and `tandem` to look at.
+    pub fn record(&self, key: &Key) -> Option<records::Record> {
+        self.table.find(key).and_then(|number| self.table.row(number)).map(|row| row.record)
+    }
+
+    fn peer_status(&self, id: u8, peer: &Peer) -> PeerStatus {
+        let link = peer.open.and_then(|session| self.links.get(&session));
+        PeerStatus {
+            id,
+            datapath: self.watch.state(id).unwrap_or(State::Unknown),
+            agent: self.watch.is_agent_alive(id),
+            ready: self.watch.is_ready(id),
+            incarnation: self.watch.incarnation(id),
+            connected: link.is_some(),
+            snapshot_sent: link.is_some_and(|link| link.cursor.is_none()),
+            snapshot_received: link.is_some_and(|link| link.is_synchronized),
+            same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
+            queued: link.map_or(0, |link| link.urgent.len() + link.lazy.len()),
+        }
+    }
+
+    fn is_eligible(&self) -> bool {
+        self.ready && self.stopping.is_none()
+    }
+
+    /// The peer's name, for people.
+    fn label(&self, id: u8) -> String {
+        self.view.member(id).map_or_else(|| format!("member {id}"), |member| member.name.clone())
+    }
+
+    fn report(&mut self, event: Event) {
+        self.outputs.push_back(Output::Report(event));
     }
 }

@@ -1,6 +1,119 @@
 //! Records: what members tell each other about a flow, and how two of them become one.
+//!
+//! A record is a generation and three registers. The higher generation wins whole; within one generation each register
+//! is the maximum of both. A maximum over a total order asks neither who spoke first nor how often: merging is
+//! commutative, associative and idempotent, so members that have heard the same things hold the same records.
 
-use lb_common::flow::FlowEntry;
+use lb_common::{
+    address::Address,
+    flow::{FlowEntry, STATE_DELETED, STATE_YOUNG, WITNESSED},
+};
+
+/// What members tell each other about a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Record {
+    /// How often the tuple was placed anew; compared before the registers.
+    pub generation: u16,
+    /// Where the flow goes.
+    pub backend: BackendRegister,
+    /// How far it is.
+    pub lifecycle: Lifecycle,
+    /// Whose it is.
+    pub owners: OwnersRegister,
+}
+
+/// Where a flow goes, and on whose word; the order of the fields is the order of the register.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct BackendRegister {
+    /// Whether its creator saw the flow begin.
+    pub witnessed: bool,
+    /// The member that chose the backend.
+    pub creator: u8,
+    /// That member's incarnation.
+    pub incarnation: u32,
+    /// The backend's identity within the service.
+    pub address: Address,
+}
+
+/// How far a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lifecycle {
+    /// Rises with every revival, saturating.
+    pub revision: u16,
+    /// One of `STATE_*`.
+    pub state: u8,
+}
+
+/// Whose a flow is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnersRegister {
+    /// Rises with every change.
+    pub term: u16,
+    /// The member that delivers.
+    pub primary: u8,
+    /// The member that delivers when the primary is dead, 0 for none.
+    pub backup: u8,
+}
+
+impl Record {
+    /// What `entry` says of a flow whose backend, a local slot there, is at `address`.
+    pub const fn of(entry: &FlowEntry, address: Address) -> Self {
+        Self {
+            generation: entry.generation,
+            backend: BackendRegister {
+                witnessed: entry.is_witnessed(),
+                creator: entry.creator_id(),
+                incarnation: entry.creator_incarnation,
+                address,
+            },
+            lifecycle: Lifecycle { revision: entry.revision, state: entry.state },
+            owners: OwnersRegister { term: entry.term, primary: entry.primary, backup: entry.backup },
+        }
+    }
+
+    /// One record of two.
+    pub fn merge(&self, other: &Self) -> Self {
+        if self.generation != other.generation {
+            return if self.generation > other.generation { *self } else { *other };
+        }
+        Self {
+            generation: self.generation,
+            backend: self.backend.max(other.backend),
+            lifecycle: self.lifecycle.max(other.lifecycle),
+            owners: self.owners.max(other.owners),
+        }
+    }
+
+    /// Whether the flow has ended.
+    pub const fn is_tombstone(&self) -> bool {
+        self.lifecycle.state == STATE_DELETED
+    }
+
+    /// Whether the flow is not yet worth replicating.
+    pub const fn is_young(&self) -> bool {
+        self.lifecycle.state == STATE_YOUNG
+    }
+
+    /// The entry that tells the datapath of this record.
+    pub fn entry(&self, slot: u16, tag: u32, created: u32, last_seen: u32) -> FlowEntry {
+        FlowEntry {
+            last_seen,
+            created,
+            tag,
+            creator_incarnation: self.backend.incarnation,
+            generation: self.generation,
+            revision: self.lifecycle.revision,
+            term: self.owners.term,
+            backend: slot,
+            state: self.lifecycle.state,
+            packets: 0,
+            creator: self.backend.creator | if self.backend.witnessed { WITNESSED } else { 0 },
+            primary: self.owners.primary,
+            backup: self.owners.backup,
+            padding: [0; 3],
+        }
+    }
+}
 
 /// What a flow's entry shall hold, given what XDP has made of it meanwhile.
 ///
@@ -31,4 +144,9 @@ pub(crate) const fn is_after(a: u32, b: u32) -> bool {
 /// The later of two ticks.
 pub(crate) const fn later(a: u32, b: u32) -> u32 {
     if is_after(a, b) { a } else { b }
+}
+
+/// Ticks from `then` to `now`, 0 if `then` is not in the past.
+pub(crate) const fn age(now: u32, then: u32) -> u32 {
+    if is_after(now, then) { now.wrapping_sub(then) } else { 0 }
 }

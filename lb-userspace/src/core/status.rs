@@ -1,5 +1,7 @@
 //! A picture of the core for people and tests.
 
+use super::liveness::State;
+
 /// What the core knows, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Status {
@@ -17,6 +19,8 @@ pub struct Status {
     pub tombstones: usize,
     /// Records that wait for a configuration that knows their backend.
     pub parked: usize,
+    /// Records that were dropped because too many were parked.
+    pub parked_dropped: u64,
     /// The peers, by id.
     pub peers: Vec<PeerStatus>,
 }
@@ -26,8 +30,8 @@ pub struct Status {
 pub struct PeerStatus {
     /// Its id.
     pub id: u8,
-    /// Whether its datapath answers.
-    pub forwarding: bool,
+    /// What is known of its datapath; it forwards when it is `Up`.
+    pub datapath: State,
     /// Whether its agent lives.
     pub agent: bool,
     /// Whether it says that it is ready.

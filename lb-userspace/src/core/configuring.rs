@@ -1,0 +1,64 @@
+//! A configuration takes effect: peers, slots, and what the tables shall hold.
+
+use lb_common::{
+    abi::SCHEMA,
+    node::{NODE_FIRST_PACKET, Node},
+    rank::{Seed, seed},
+};
+use zerocopy::FromZeros;
+
+use super::{Core, Output, Tables, View, event::Event};
+
+impl Core {
+    /// A new configuration of the same member.
+    pub(crate) fn configure(&mut self, now: u64, view: View) {
+        debug_assert_eq!(view.me, self.view.me, "a member keeps its id for life");
+        if view.configured() != self.view.configured() {
+            self.membership_since = now;
+        }
+        self.view = view;
+        self.watch.configure(&self.view);
+        self.apply_view(now);
+        self.unpark(now);
+        self.announce(now, false);
+    }
+
+    pub(crate) fn apply_view(&mut self, now: u64) {
+        self.configure_peers(now);
+        let backends = self.slots.configure(now, &self.view.services);
+        if backends > 0 {
+            self.report(Event::SlotsExhausted { backends });
+        }
+        self.install();
+    }
+
+    /// Asks for the tables as they shall be now.
+    pub(crate) fn install(&mut self) {
+        self.node = self.make_node();
+        let mut tables = Tables::empty();
+        tables.node = self.node;
+        tables.members = self.view.members.iter().map(|member| (member.id, member.address)).collect();
+        self.slots.fill(&mut tables);
+        self.outputs.push_back(Output::Install(Box::new(tables)));
+    }
+
+    fn make_node(&self) -> Node {
+        let view = &self.view;
+        let mut node = Node::new_zeroed();
+        node.schema = SCHEMA;
+        node.hash_key = view.hash_key;
+        node.address = view.member(view.me).map_or([0; 16], |member| member.address);
+        node.configured = view.configured();
+        node.silence_ns = self.patience();
+        for (place, member) in node.seeds.iter_mut().zip(&view.members) {
+            *place = Seed { seed: seed(member.id), id: u64::from(member.id) };
+        }
+        node.members = view.members.len() as u32;
+        node.incarnation = self.incarnation;
+        node.budgets = view.budgets;
+        node.port = view.port.to_be_bytes();
+        node.id = view.me;
+        node.flags = if view.first_packet { NODE_FIRST_PACKET } else { 0 };
+        node
+    }
+}

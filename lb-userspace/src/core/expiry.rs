@@ -1,0 +1,172 @@
+//! When flows end, and what is remembered of them.
+//!
+//! The acting owner of a flow, who delivers it, ends it when it has been idle for its timeout, and tells the others; whose
+//! map shows later traffic than the owner knew refuses. The others let go on their own after twice the timeout without a word. After an owner
+//! came or went nothing of it ends for a full timeout: the new acting owner has not seen the traffic of before.
+
+use std::{
+    cmp::Reverse,
+    collections::{BinaryHeap, VecDeque},
+    time::Duration,
+};
+
+use lb_common::{
+    flow::{FlowKey, STATE_CLOSING, STATE_RESET, STATE_YOUNG, UDP, tick, ticks_of_ms},
+    rank::{bit, rank},
+};
+
+use super::{Core, Key, Output, PutMode, records::age, sessions::nanos, table::Row};
+
+/// How long a tombstone is kept: longer than any message of the flow can be under way, silence of a session included.
+const TOMBSTONE: Duration = Duration::from_secs(120);
+/// All rows are visited once in this time, little beside the shortest timeout: 2 % of a core for a million rows.
+const PASS: Duration = Duration::from_secs(2);
+/// Rows visited at least per round.
+const VISITS_MIN: u64 = 64;
+/// Entries written again in one round because a sweep did not find them: the driver has other work to do.
+const REPAIRS_MAX: usize = 256;
+
+/// Young flows, by the time at which they are old enough.
+#[derive(Default)]
+pub(crate) struct Young(BinaryHeap<Reverse<(u64, u32)>>);
+
+impl Young {
+    pub(crate) fn push(&mut self, due: u64, row: u32) {
+        self.0.push(Reverse((due, row)));
+    }
+
+    pub(crate) fn next_due(&self) -> Option<u64> {
+        self.0.peek().map(|Reverse((due, _))| *due)
+    }
+
+    pub(crate) fn pop_due(&mut self, now: u64) -> Option<u32> {
+        self.next_due().filter(|&due| due <= now)?;
+        self.0.pop().map(|Reverse((_, row))| row)
+    }
+}
+
+/// Tombstones in the order in which they came, with the tick at which their flow ended.
+#[derive(Default)]
+pub(crate) struct Tombstones {
+    order: VecDeque<(u32, u32)>,
+    /// Rows that are tombstones.
+    pub(crate) count: usize,
+}
+
+impl Core {
+    /// Visits the next rows: asks to delete what is idle, writes again what the sweep has missed.
+    pub(crate) fn scan(&mut self, now: u64) {
+        let end = self.table.end();
+        let visits = (u64::from(end) * self.watch.interval() / nanos(PASS)).max(VISITS_MIN).min(u64::from(end));
+        let mut repairs = 0;
+        for _ in 0..visits {
+            let number = if self.scanned < end { self.scanned } else { 0 };
+            self.scanned = number + 1;
+            let Some(&row) = self.table.row(number) else { continue };
+            if row.record.is_tombstone() {
+                continue;
+            }
+            if self.is_over(now, &row) {
+                if let Some(row) = self.table.row_mut(number) {
+                    row.expiring = true;
+                }
+                self.outputs.push_back(Output::DeleteFlow { key: row.key, unless_seen_since: row.last_seen });
+            } else if self.sweep.wrapping_sub(row.swept) >= 2 && repairs < REPAIRS_MAX {
+                // A whole sweep has passed without it.
+                repairs += 1;
+                self.put(number, PutMode::Insert);
+            }
+        }
+    }
+
+    fn is_over(&self, now: u64, row: &Row) -> bool {
+        let timeout = self.timeout_ticks(&row.key, row.record.lifecycle.state);
+        let idle = age(tick(now), row.last_seen);
+        // Nearly always false, so it comes before asking whose the flow is.
+        if idle < timeout {
+            return false;
+        }
+        if !row.shared {
+            return true;
+        }
+        let settled = u64::from(timeout) << 20;
+        let is_settled = |id: u8| match self.peers.get(&id) {
+            Some(peer) => now.saturating_sub(peer.moved_at) >= settled,
+            None => now.saturating_sub(self.membership_since) >= settled,
+        };
+        let owners = row.record.owners;
+        let is_mine = self.acting_owner(row) == self.view.me;
+        is_settled(owners.primary) && is_settled(owners.backup) && (is_mine || idle >= timeout.saturating_mul(2))
+    }
+
+    /// The entry is no longer in the map.
+    pub(crate) fn deleted(&mut self, now: u64, key: &Key) {
+        let Some(number) = self.table.find(key) else { return };
+        let Some(&row) = self.table.row(number).filter(|row| row.expiring) else { return };
+        if row.shared && self.acting_owner(&row) == self.view.me {
+            self.end(now, number, row.record, row.last_seen);
+            self.tell_all(now, number);
+        } else {
+            // Nobody else knows it, or its acting owner has forgotten to tell of its end.
+            self.slots.release(now, row.slot);
+            self.table.remove(number);
+        }
+    }
+
+    /// The row has become a tombstone.
+    pub(crate) fn bury(&mut self, number: u32) {
+        if let Some(row) = self.table.row(number) {
+            self.tombstones.order.push_back((row.created, number));
+            self.tombstones.count += 1;
+        }
+    }
+
+    /// Forgets old tombstones, and the oldest when there are too many.
+    pub(crate) fn forget_tombstones(&mut self, now: u64) {
+        while let Some(&(ended, number)) = self.tombstones.order.front() {
+            let too_many = self.tombstones.count > self.view.limits.tombstones;
+            if !too_many && age(tick(now), ended) < self.tombstone_ticks() {
+                break;
+            }
+            self.tombstones.order.pop_front();
+            // The flow may have been revived, and the row may be another flow's by now.
+            if self.table.row(number).is_some_and(|row| row.record.is_tombstone() && row.created == ended) {
+                self.table.remove(number);
+                self.tombstones.count -= 1;
+            }
+        }
+        if self.is_full && self.live() * 10 < self.view.limits.flows * 9 {
+            self.is_full = false;
+        }
+    }
+
+    /// Primary if it is alive, else backup if it is alive, else the best-ranked member that is: whom XDP picks.
+    fn acting_owner(&self, row: &Row) -> u8 {
+        let forwarding = self.watch.forwarding();
+        let owners = row.record.owners;
+        if forwarding & bit(owners.primary) != 0 {
+            owners.primary
+        } else if forwarding & bit(owners.backup) != 0 {
+            owners.backup
+        } else {
+            rank(row.key.hash(&self.node.hash_key), &self.node.seeds, self.node.members, forwarding).primary
+        }
+    }
+
+    /// How long a flow may be idle.
+    pub(crate) fn timeout_ticks(&self, key: &Key, state: u8) -> u32 {
+        let timeouts = &self.view.timeouts;
+        let timeout = match (key.protocol(), state) {
+            (UDP, _) => timeouts.udp,
+            (_, STATE_YOUNG) => timeouts.young,
+            (_, STATE_CLOSING) => timeouts.closing,
+            (_, STATE_RESET) => timeouts.reset,
+            _ => timeouts.established,
+        };
+        ticks_of_ms(timeout.as_millis() as u64)
+    }
+
+    pub(crate) const fn tombstone_ticks(&self) -> u32 {
+        ticks_of_ms(TOMBSTONE.as_millis() as u64)
+    }
+}

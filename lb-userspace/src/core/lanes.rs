@@ -1,0 +1,176 @@
+//! What is sent to whom, and when: each open session has two lanes of flows to tell of, and a snapshot behind them.
+//!
+//! A flow is in a peer's lanes at most once, however often it changes. The urgent lane, of the flows that the peer owns,
+//! is due at once, so that a batch of events becomes one frame; the lazy one may wait to become longer. Nothing is sent
+//! while `Limits::window` bytes have not left; a lane that grows too long ends the session, and a snapshot begins anew.
+
+use std::time::Duration;
+
+use lb_common::rank::bit;
+
+use super::{
+    Core, Session,
+    event::CloseReason,
+    replication::idle_ms,
+    sessions::{Link, Stage, nanos},
+    wire::{Batch, Frame, Item, PAYLOAD_MAX, RECORD_V6},
+};
+
+/// How long the flows that a peer does not own may wait for more of them.
+const LAZY: Duration = Duration::from_millis(50);
+/// Flows that fill a frame: then the lazy lane does not wait.
+const FRAME_FULL: usize = PAYLOAD_MAX / RECORD_V6;
+
+impl Core {
+    /// The record goes to every peer with an open session.
+    pub(crate) fn tell_all(&mut self, now: u64, number: u32) {
+        // Until the first sweep is complete no snapshot has begun, and it will hold this.
+        let Some(row) = self.table.row_mut(number).filter(|_| self.has_swept) else { return };
+        row.told = row.last_seen;
+        let owners = bit(row.record.owners.primary) | bit(row.record.owners.backup);
+        for (&session, link) in self.links.iter_mut().filter(|(_, link)| link.stage == Stage::Open) {
+            if row.queued & bit(link.peer) == 0 {
+                row.queued |= bit(link.peer);
+                if link.queue(now, number, owners & bit(link.peer) != 0) > self.view.limits.queue {
+                    self.overflown.push(session);
+                }
+            }
+        }
+    }
+
+    /// The record goes to a peer that knows less.
+    pub(crate) fn tell(&mut self, now: u64, number: u32, peer: u8) {
+        let Some(session) = self.peers.get(&peer).and_then(|peer| peer.open) else { return };
+        let Some(row) = self.table.row_mut(number).filter(|_| self.has_swept) else { return };
+        let Some(link) = self.links.get_mut(&session) else { return };
+        if row.queued & bit(peer) == 0 && !row.record.is_young() {
+            row.queued |= bit(peer);
+            if link.queue(now, number, true) > self.view.limits.queue {
+                self.overflown.push(session);
+            }
+        }
+    }
+
+    /// Ends the sessions whose peers do not keep up; nothing they miss is lost, their snapshot will hold it.
+    pub(crate) fn shed(&mut self, now: u64) {
+        while let Some(session) = self.overflown.pop() {
+            self.close(now, session, CloseReason::Overflow(self.view.limits.queue));
+        }
+    }
+
+    /// Sends to everybody what is due.
+    pub(crate) fn flush(&mut self, now: u64) {
+        let due: Vec<Session> = self
+            .links
+            .iter()
+            .filter(|(_, link)| self.due(link).is_some_and(|due| due <= now))
+            .map(|(&session, _)| session)
+            .collect();
+        for session in due {
+            self.pump(now, session);
+        }
+    }
+
+    /// When the next frame is due.
+    pub(crate) fn next_flush(&self) -> Option<u64> {
+        self.links.values().filter_map(|link| self.due(link)).min()
+    }
+
+    fn due(&self, link: &Link) -> Option<u64> {
+        if link.stage != Stage::Open || link.in_flight >= self.view.limits.window {
+            None
+        } else if !link.urgent.is_empty() || link.cursor.is_some() && self.has_swept {
+            Some(0)
+        } else {
+            link.lazy_due(self.stopping.is_some())
+        }
+    }
+
+    /// Sends what is due, as far as the window goes.
+    pub(crate) fn pump(&mut self, now: u64, session: Session) {
+        while let Some(link) = self.links.get(&session)
+            && self.due(link).is_some_and(|due| due <= now)
+        {
+            let lazy_is_due = link.lazy_due(self.stopping.is_some()).is_some_and(|due| due <= now);
+            let frame = if !link.urgent.is_empty() || lazy_is_due {
+                self.delta(now, session)
+            } else {
+                self.snapshot(now, session)
+            };
+            if let Some(frame) = frame {
+                self.send(now, session, frame);
+            }
+        }
+    }
+
+    /// The next frame of deltas; `None` when what was queued is no longer worth telling.
+    fn delta(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
+        let link = self.links.get_mut(&session)?;
+        let mut batch = Batch::delta();
+        while !batch.is_full() {
+            let Some(number) = link.urgent.pop_front().or_else(|| link.lazy.pop_front()) else { break };
+            let Some(row) = self.table.row_mut(number).filter(|row| row.queued & bit(link.peer) != 0) else { continue };
+            row.queued &= !bit(link.peer);
+            if !row.record.is_young() {
+                row.shared = true;
+                batch.push(&Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen) });
+            }
+        }
+        (!batch.is_empty()).then(|| batch.finish())
+    }
+
+    /// The next frame of the snapshot, and after the last one its end.
+    fn snapshot(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
+        let link = self.links.get_mut(&session)?;
+        let mut cursor = link.cursor?;
+        let mut batch = Batch::snapshot();
+        while cursor < self.table.end() && !batch.is_full() {
+            if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.record.is_young()) {
+                row.shared = true;
+                link.snapshot_sent += 1;
+                batch.push(&Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen) });
+            }
+            cursor += 1;
+        }
+        if batch.is_empty() {
+            link.cursor = None;
+            return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode());
+        }
+        link.cursor = Some(cursor);
+        Some(batch.finish())
+    }
+
+    /// Takes the rows out of the lanes of a session that is over.
+    pub(crate) fn forget_queue(&mut self, link: &Link) {
+        for &number in link.urgent.iter().chain(&link.lazy) {
+            if let Some(row) = self.table.row_mut(number) {
+                row.queued &= !bit(link.peer);
+            }
+        }
+    }
+}
+
+impl Link {
+    fn lazy_due(&self, in_a_hurry: bool) -> Option<u64> {
+        if self.lazy.is_empty() {
+            None
+        } else if self.lazy.len() >= FRAME_FULL || in_a_hurry {
+            Some(0)
+        } else {
+            Some(self.lazy_since + nanos(LAZY))
+        }
+    }
+
+    /// Puts a row in a lane; returns how many wait.
+    fn queue(&mut self, now: u64, number: u32, is_urgent: bool) -> usize {
+        if is_urgent {
+            self.urgent.push_back(number);
+        } else {
+            if self.lazy.is_empty() {
+                self.lazy_since = now;
+            }
+            self.lazy.push_back(number);
+        }
+        self.urgent.len() + self.lazy.len()
+    }
+}

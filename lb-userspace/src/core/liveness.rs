@@ -1,0 +1,405 @@
+//! Who is alive, as this member sees it.
+//!
+//! Every peer is probed every interval, and looked at every interval. Its datapath goes through these states:
+//!
+//! ```text
+//!              echo            settled
+//!   Unknown --------> Greeting --------> Up
+//!      ^  ^              |              |  ^
+//!      |  +------lost----+         lost |  | settled
+//!      | back                           v  |  (1 s)
+//!     Left <---- goodbye, from any     Down ---echo---> Rising
+//!                                        ^                |
+//!                                        +---gap, lost----+
+//! ```
+//!
+//! Fast down: `misses` probes without an echo. Slow up: after a death the echoes must come for a second without a gap,
+//! so that a flapping link stays down; a peer that was never dead here needs only three echoes, so that a restarted
+//! agent does not take a second to see its cluster. A miss is a probe that was sent: a prober that wakes late has sent
+//! nothing meanwhile and misses nothing.
+//!
+//! Its agent is alive when its probes come in, and ready when they say so.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use lb_common::{
+    liveness::{Heard, Liveness, PROBE_GOODBYE, PROBE_MAGIC, PROBE_READY, PROBE_REQUEST, PROBE_VERSION, Probe},
+    rank::bit,
+};
+
+use super::view::{Probing, View};
+
+/// Echoes that make a peer alive that was never dead here.
+pub const GREETING_ECHOES: u32 = 3;
+/// How long a dead peer's echoes must come without a gap before it is alive again.
+pub const RISE: Duration = Duration::from_secs(1);
+/// Unanswered probes that are a gap: one may still be on its way, and one in a hundred is lost without meaning.
+const GAP: u64 = 2;
+
+/// What is known of a peer's datapath.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was heard of it yet.
+    Unknown,
+    /// Its first echoes have come.
+    Greeting,
+    /// Alive.
+    Up,
+    /// Dead.
+    Down,
+    /// Was dead, and its echoes come again.
+    Rising,
+    /// Has said goodbye.
+    Left,
+}
+
+/// What a look at a peer finds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// An echo that is new.
+    Echo,
+    /// The same, and echoes have come for long enough.
+    Settled,
+    /// Several probes in a row without an echo.
+    Gap,
+    /// All of the last `misses` probes without an echo.
+    Lost,
+    /// The peer says that it stops.
+    Goodbye,
+    /// A later incarnation of a peer that had left.
+    Back,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 6] = [Self::Unknown, Self::Greeting, Self::Up, Self::Down, Self::Rising, Self::Left];
+
+    /// The state after a sign.
+    pub const fn after(self, sign: Sign) -> Self {
+        use Sign::{Back, Echo, Gap, Goodbye, Lost, Settled};
+        match (self, sign) {
+            (Self::Unknown, Echo) => Self::Greeting,
+            (Self::Unknown, Settled) => Self::Up,
+            (Self::Unknown, Gap | Lost | Back) => Self::Unknown,
+
+            (Self::Greeting, Echo | Gap | Back) => Self::Greeting,
+            (Self::Greeting, Settled) => Self::Up,
+            (Self::Greeting, Lost) => Self::Unknown,
+
+            (Self::Up, Echo | Settled | Gap | Back) => Self::Up,
+            (Self::Up, Lost) => Self::Down,
+
+            (Self::Down, Echo | Settled) => Self::Rising,
+            (Self::Down, Gap | Lost | Back) => Self::Down,
+
+            (Self::Rising, Echo | Back) => Self::Rising,
+            (Self::Rising, Settled) => Self::Up,
+            (Self::Rising, Gap | Lost) => Self::Down,
+
+            (Self::Left, Echo | Settled | Gap | Lost | Goodbye) => Self::Left,
+            (Self::Left, Back) => Self::Unknown,
+
+            (Self::Unknown | Self::Greeting | Self::Up | Self::Down | Self::Rising, Goodbye) => Self::Left,
+        }
+    }
+}
+
+impl Sign {
+    /// Every sign.
+    pub const ALL: [Self; 6] = [Self::Echo, Self::Settled, Self::Gap, Self::Lost, Self::Goodbye, Self::Back];
+}
+
+/// Something about a peer is not as it was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Its datapath's state.
+    Datapath { from: State, to: State },
+    /// Whether its agent is alive.
+    Agent { alive: bool },
+    /// Whether it is ready.
+    Ready,
+}
+
+/// All peers, the probe clock, and what follows for the datapath.
+pub(crate) struct Watch {
+    me: u8,
+    probing: Probing,
+    peers: BTreeMap<u8, Peer>,
+    /// Number of the last round; rises over restarts too, because it starts as the time.
+    round: u64,
+    next_round: u64,
+    /// A look between two rounds, when one more probe without an echo would be the last.
+    next_look: Option<u64>,
+    /// An agent that was alive then is given the benefit of the doubt before: this member was asleep.
+    awake_since: u64,
+}
+
+struct Peer {
+    state: State,
+    heard: Heard,
+    /// The round before the first probe to it.
+    since: u64,
+    /// The latest round that was echoed.
+    echoed: u64,
+    /// Echoes in a row, while `Greeting`.
+    echoes: u32,
+    /// Start of the row, while `Rising`.
+    rising_since: u64,
+    agent: bool,
+    ready: bool,
+    /// Its incarnation by its latest session.
+    incarnation: u32,
+    /// The incarnation that said goodbye.
+    left: u32,
+}
+
+impl Watch {
+    pub(crate) fn new(now: u64, view: &View) -> Self {
+        let mut watch = Self {
+            me: view.me,
+            probing: view.probing,
+            peers: BTreeMap::new(),
+            round: now,
+            next_round: now,
+            next_look: None,
+            awake_since: now,
+        };
+        watch.configure(view);
+        watch
+    }
+
+    pub(crate) fn configure(&mut self, view: &View) {
+        self.probing = view.probing;
+        self.peers.retain(|&id, _| view.member(id).is_some());
+        for member in view.members.iter().filter(|member| member.id != view.me) {
+            self.peers.entry(member.id).or_insert_with(|| Peer::new(self.round));
+        }
+    }
+
+    /// When the next look, or round, is due.
+    pub(crate) fn next_look(&self) -> u64 {
+        self.next_look.unwrap_or(self.next_round)
+    }
+
+    pub(crate) fn heard(&mut self, member: u8, heard: Heard) {
+        if let Some(peer) = self.peers.get_mut(&member) {
+            peer.heard = heard;
+        }
+    }
+
+    /// Judges every peer by what was heard of it, if a look is due.
+    pub(crate) fn look(&mut self, now: u64, changes: &mut Vec<(u8, Change)>) -> bool {
+        if now < self.next_look() {
+            return false;
+        }
+        self.next_look = None;
+        if now > self.next_round + self.interval() {
+            self.awake_since = now;
+        }
+        let (misses, silence) = (u64::from(self.probing.misses), self.silence());
+        for (&id, peer) in &mut self.peers {
+            peer.look_at_agent(id, now, now.saturating_sub(silence), self.awake_since, changes);
+            if let Some(sign) = peer.sign(now, self.round, misses) {
+                peer.step(id, now, sign, changes);
+            }
+        }
+        true
+    }
+
+    /// Starts the next round if it is due: who is to be probed, and with which number.
+    pub(crate) fn next_probes(&mut self, now: u64) -> Option<(u64, Vec<u8>)> {
+        if now < self.next_round {
+            return None;
+        }
+        let interval = self.interval();
+        // A probe is missed only half an interval after it was sent, so the next look is no sooner.
+        self.next_round = (self.next_round + interval).max(now + interval / 2);
+        self.round += 1;
+        let misses = u64::from(self.probing.misses);
+        let at_stake = |peer: &Peer| peer.state == State::Up && peer.unanswered(self.round) >= misses;
+        if self.peers.values().any(at_stake) {
+            self.next_look = Some(now + interval / 2);
+        }
+        Some((self.round, self.peers.keys().copied().collect()))
+    }
+
+    /// A probe to everybody out of turn.
+    pub(crate) fn extra_probes(&mut self) -> (u64, Vec<u8>) {
+        self.round += 1;
+        (self.round, self.peers.keys().copied().collect())
+    }
+
+    /// The peer has said goodbye in its session.
+    pub(crate) fn goodbye(&mut self, id: u8, now: u64, changes: &mut Vec<(u8, Change)>) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.heard.incarnation = peer.heard.incarnation.max(peer.incarnation);
+            peer.step(id, now, Sign::Goodbye, changes);
+        }
+    }
+
+    /// The peer's session says which incarnation it is; probes of earlier ones count for nothing from now on.
+    pub(crate) fn learn_incarnation(&mut self, id: u8, incarnation: u32) {
+        if let Some(peer) = self.peers.get_mut(&id) {
+            peer.incarnation = incarnation;
+        }
+    }
+
+    /// The latest incarnation of the peer that its session or its probes have shown.
+    pub(crate) fn incarnation(&self, id: u8) -> u32 {
+        self.peers.get(&id).map_or(0, |peer| peer.incarnation)
+    }
+
+    pub(crate) fn state(&self, id: u8) -> Option<State> {
+        self.peers.get(&id).map(|peer| peer.state)
+    }
+
+    /// Whether the peer's agent lives.
+    pub(crate) fn is_agent_alive(&self, id: u8) -> bool {
+        self.peers.get(&id).is_some_and(|peer| peer.agent)
+    }
+
+    /// Whether the peer's agent lives and says that it is ready.
+    pub(crate) fn is_ready(&self, id: u8) -> bool {
+        self.peers.get(&id).is_some_and(|peer| peer.agent && peer.ready)
+    }
+
+    /// Whether every peer is known to be up or gone; before, the masks would tell of peers as dead that are not.
+    pub(crate) fn has_met_all(&self) -> bool {
+        self.peers.values().all(|peer| matches!(peer.state, State::Up | State::Left))
+    }
+
+    /// Members whose datapath answers, this one included.
+    pub(crate) fn forwarding(&self) -> u64 {
+        self.mask(|peer| peer.state == State::Up) | bit(self.me)
+    }
+
+    /// Members that may own new flows; `ready` says whether this one may.
+    pub(crate) fn eligible(&self, ready: bool) -> u64 {
+        self.mask(|peer| peer.state == State::Up && peer.agent && peer.ready) | if ready { bit(self.me) } else { 0 }
+    }
+
+    /// The masks, vouched for until the lease ends.
+    pub(crate) fn liveness(&self, now: u64, ready: bool) -> Liveness {
+        Liveness { forwarding: self.forwarding(), eligible: self.eligible(ready), lease_until_ns: now + self.silence() }
+    }
+
+    /// What to say to a peer.
+    pub(crate) fn probe(&self, now: u64, to: u8, counter: u64, incarnation: u32, ready: bool, goodbye: bool) -> Probe {
+        Probe {
+            magic: PROBE_MAGIC,
+            version: PROBE_VERSION,
+            kind: PROBE_REQUEST,
+            from: self.me,
+            to,
+            incarnation: incarnation.to_be_bytes(),
+            flags: if ready { PROBE_READY } else { 0 } | if goodbye { PROBE_GOODBYE } else { 0 },
+            padding: [0; 3],
+            counter: counter.to_be_bytes(),
+            sent_ns: now.to_be_bytes(),
+            forwarding: self.forwarding().to_be_bytes(),
+            eligible: self.eligible(ready).to_be_bytes(),
+            tag: [0; 8],
+            reserved: [0; 8],
+        }
+    }
+
+    /// How long a peer may be silent, and how long the masks are vouched for.
+    pub(crate) fn silence(&self) -> u64 {
+        self.interval() * u64::from(self.probing.misses)
+    }
+
+    /// Nanoseconds between two rounds.
+    pub(crate) fn interval(&self) -> u64 {
+        self.probing.interval.as_nanos() as u64
+    }
+
+    fn mask(&self, wanted: impl Fn(&Peer) -> bool) -> u64 {
+        self.peers.iter().filter(|(_, peer)| wanted(peer)).fold(0, |mask, (&id, _)| mask | bit(id))
+    }
+}
+
+impl Peer {
+    fn new(round: u64) -> Self {
+        Self {
+            state: State::Unknown,
+            heard: zerocopy::FromZeros::new_zeroed(),
+            since: round,
+            echoed: round,
+            echoes: 0,
+            rising_since: 0,
+            agent: false,
+            ready: false,
+            incarnation: 0,
+            left: 0,
+        }
+    }
+
+    /// Probes without an echo, the latest included.
+    fn unanswered(&self, round: u64) -> u64 {
+        round.saturating_sub(self.echoed)
+    }
+
+    /// What `heard` means for the datapath; nothing, when the last probe may still be on its way.
+    fn sign(&mut self, now: u64, round: u64, misses: u64) -> Option<Sign> {
+        let says_goodbye = self.heard.flags & PROBE_GOODBYE != 0;
+        if says_goodbye && self.heard.incarnation >= self.incarnation && self.heard.incarnation > self.left {
+            return Some(Sign::Goodbye);
+        }
+        if self.state == State::Left && !says_goodbye && self.agent && self.heard.incarnation > self.left {
+            return Some(Sign::Back);
+        }
+        // An echo of an earlier start, or a number that was never sent, is none.
+        let echo = self.heard.echo_counter;
+        if echo > self.echoed && echo <= round && echo > self.since {
+            self.echoed = echo;
+            self.echoes += 1;
+            let has_settled = match self.state {
+                State::Unknown | State::Greeting => self.echoes >= GREETING_ECHOES,
+                State::Rising => now.saturating_sub(self.rising_since) >= RISE.as_nanos() as u64,
+                State::Up | State::Down | State::Left => false,
+            };
+            return Some(if has_settled { Sign::Settled } else { Sign::Echo });
+        }
+        let unanswered = self.unanswered(round);
+        if unanswered >= misses {
+            Some(Sign::Lost)
+        } else if unanswered >= GAP {
+            Some(Sign::Gap)
+        } else {
+            None
+        }
+    }
+
+    fn step(&mut self, id: u8, now: u64, sign: Sign, changes: &mut Vec<(u8, Change)>) {
+        let (from, to) = (self.state, self.state.after(sign));
+        if sign == Sign::Goodbye {
+            self.left = self.left.max(self.heard.incarnation);
+        }
+        if from == to {
+            return;
+        }
+        self.state = to;
+        match to {
+            State::Unknown | State::Left => self.echoes = 0,
+            State::Rising => self.rising_since = now,
+            State::Greeting | State::Up | State::Down => {}
+        }
+        changes.push((id, Change::Datapath { from, to }));
+    }
+
+    /// `since` is when its last probe must have come at the latest.
+    fn look_at_agent(&mut self, id: u8, now: u64, since: u64, awake: u64, changes: &mut Vec<(u8, Change)>) {
+        let is_of_now = self.heard.incarnation >= self.incarnation && self.heard.probe_ns != 0;
+        let in_doubt = self.agent && awake >= since && awake <= now;
+        let alive = is_of_now && (self.heard.probe_ns >= since || in_doubt);
+        if alive != self.agent {
+            self.agent = alive;
+            changes.push((id, Change::Agent { alive }));
+        }
+        let ready = is_of_now && self.heard.flags & PROBE_READY != 0 && self.heard.flags & PROBE_GOODBYE == 0;
+        if ready != self.ready {
+            self.ready = ready;
+            changes.push((id, Change::Ready));
+        }
+    }
+}

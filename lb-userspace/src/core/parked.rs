@@ -1,0 +1,54 @@
+//! Records of backends that are not configured here, kept until they are.
+
+use std::collections::BTreeMap;
+
+use super::{key::Key, wire::Item};
+
+/// Parked records by flow, and in the order in which they came.
+#[derive(Default)]
+pub(crate) struct Parked {
+    records: BTreeMap<Key, (u64, u8, Item, u32)>,
+    order: BTreeMap<u64, Key>,
+    next: u64,
+    /// Records dropped because there were too many.
+    pub(crate) dropped: u64,
+}
+
+impl Parked {
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.records.is_empty()
+    }
+
+    /// Keeps the record that `peer` sent and whose flow was last seen at tick `seen`; the oldest gives way.
+    pub(crate) fn insert(&mut self, peer: u8, item: &Item, seen: u32, limit: usize) {
+        let mut item = *item;
+        if let Some((order, _, known, _)) = self.records.remove(&item.key) {
+            self.order.remove(&order);
+            item.record = known.record.merge(&item.record);
+        }
+        self.next += 1;
+        self.records.insert(item.key, (self.next, peer, item, seen));
+        self.order.insert(self.next, item.key);
+        if self.records.len() > limit
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.records.remove(&oldest);
+            self.dropped += 1;
+        }
+    }
+
+    /// All of them, oldest first.
+    pub(crate) fn take(&mut self) -> Vec<(u8, Item, u32)> {
+        let mut records = std::mem::take(&mut self.records);
+        let order = std::mem::take(&mut self.order);
+        order
+            .into_values()
+            .filter_map(|key| records.remove(&key))
+            .map(|(_, peer, item, seen)| (peer, item, seen))
+            .collect()
+    }
+}

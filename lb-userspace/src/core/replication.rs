@@ -1,0 +1,321 @@
+//! Flows as they are observed here and as peers tell of them: one record of both, in the map and with the peers.
+//!
+//! The map is the truth about what passes here, an event or a sweep shows a piece of it, any number of times and in any
+//! order. What is higher goes into the record and to the peers; what is lower is amended.
+
+use lb_common::flow::{FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, STATE_ESTABLISHED, tick, ticks_of_ms};
+
+use super::{
+    Core, Key, Output, PutMode,
+    event::Event,
+    records::{Record, age, is_after, later},
+    table::Row,
+    wire::{self, Item},
+};
+
+/// Packets that a member has seen this much later than another may be the same ones: times travel as ages, and
+/// travelling takes time.
+const SLACK: u32 = ticks_of_ms(1000);
+/// Ages on the wire are cut to this, half of what ticks can tell apart: 13 days.
+const IDLE_MS_MAX: u32 = 13 * 24 * 3600 * 1000;
+
+impl Core {
+    /// An entry of the map, as it was a moment ago.
+    pub(crate) fn observed(&mut self, now: u64, key: Key, entry: &FlowEntry) {
+        if entry.tag != key.tag() {
+            // An element that the kernel was about to give to another flow.
+            return;
+        }
+        let Some(address) = self.slots.address(entry.backend, &key) else {
+            // No packet of it can be delivered; in the map it would stay for ever.
+            self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since: entry.last_seen });
+            return;
+        };
+        let record = Record::of(entry, address);
+        if !is_tellable(&key, &record) {
+            return;
+        }
+        // A backend that was removed and configured again may have two slots for a while.
+        let slot = self.slots.find(&key, &address).unwrap_or(entry.backend);
+        match self.table.find(&key) {
+            None => {
+                let number = self.add(key, record, slot, entry.created, entry.last_seen);
+                if slot != entry.backend {
+                    self.put(number, PutMode::Amend);
+                }
+                self.plausible_or_young(now, number);
+            }
+            Some(number) => {
+                let Some(row) = self.table.row_mut(number) else { return };
+                row.swept = self.sweep;
+                row.expiring = false;
+                if row.record.is_tombstone() {
+                    self.observed_after_end(now, number, entry, record, slot);
+                } else {
+                    self.observed_again(now, number, entry, record, slot);
+                }
+            }
+        }
+    }
+
+    fn observed_again(&mut self, now: u64, number: u32, entry: &FlowEntry, record: Record, slot: u16) {
+        let Some(&Row { record: known, key, .. }) = self.table.row(number) else { return };
+        let merged = known.merge(&record);
+        self.rewrite(now, number, merged);
+        let refresh = self.timeout_ticks(&key, merged.lifecycle.state) / 4;
+        let Some(row) = self.table.row_mut(number) else { return };
+        row.last_seen = later(row.last_seen, entry.last_seen);
+        if merged.generation != known.generation {
+            row.created = entry.created;
+        }
+        let is_due = age(row.last_seen, row.told) >= refresh;
+        if merged != record || slot != entry.backend {
+            self.put(number, PutMode::Amend);
+        }
+        if merged != known {
+            self.plausible_or_young(now, number);
+        } else if is_due {
+            self.tell_all(now, number);
+        }
+    }
+
+    /// The map holds an entry of a flow that has ended: a new flow, one that goes on, or one that is yet to be deleted.
+    fn observed_after_end(&mut self, now: u64, number: u32, entry: &FlowEntry, mut record: Record, slot: u16) {
+        let Some(&Row { record: ended, last_seen, created: end, key, .. }) = self.table.row(number) else { return };
+        let deadline = last_seen.wrapping_add(SLACK);
+        if record.generation <= ended.generation {
+            if !is_after(end, entry.created) {
+                record.generation = ended.generation.saturating_add(1);
+            } else if is_after(entry.last_seen, deadline) {
+                record = going_on(&ended, &record);
+            }
+        }
+        if ended.merge(&record) != record || record.is_tombstone() {
+            self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since: deadline });
+            return;
+        }
+        self.revive(number, record, slot, entry.created, entry.last_seen);
+        self.put(number, PutMode::Amend);
+        self.plausible_or_young(now, number);
+    }
+
+    /// A peer's record.
+    pub(crate) fn apply(&mut self, now: u64, peer: u8, item: &Item) {
+        let seen = tick(now).wrapping_sub(ticks_of_ms(u64::from(item.idle_ms.min(IDLE_MS_MAX))));
+        let Some(number) = self.table.find(&item.key) else {
+            match self.slots.find(&item.key, &item.record.backend.address) {
+                _ if item.record.is_tombstone() => self.learn_end(now, item, seen),
+                Some(slot) => self.learn(item, slot, seen),
+                None => self.park(peer, item, seen),
+            }
+            return;
+        };
+        let Some(&Row { record: known, last_seen, .. }) = self.table.row(number) else { return };
+        let mut merged = known.merge(&item.record);
+        // The merged backend may be ours or theirs; a flow that was dead, or moves, needs its slot anew.
+        let needs_slot =
+            !merged.is_tombstone() && (known.is_tombstone() || merged.backend.address != known.backend.address);
+        let slot = self.slots.find(&item.key, &merged.backend.address);
+        if needs_slot && slot.is_none() {
+            self.park(peer, item, seen);
+            return;
+        }
+        let ends = merged.is_tombstone() && !known.is_tombstone();
+        let is_refused = ends && is_after(last_seen, seen.wrapping_add(SLACK));
+        if is_refused {
+            merged = going_on(&merged, &known);
+        }
+        if let Some(row) = self.table.row_mut(number) {
+            row.shared = true;
+        }
+        self.take_over(now, number, merged, slot.unwrap_or_default(), seen);
+        if is_refused {
+            self.tell_all(now, number);
+        } else if merged != item.record {
+            self.tell(now, number, peer);
+        }
+    }
+
+    /// Makes the row's record `merged`, after a peer's word that was `seen` then.
+    fn take_over(&mut self, now: u64, number: u32, merged: Record, slot: u16, seen: u32) {
+        let Some(&Row { record: known, last_seen, key, .. }) = self.table.row(number) else { return };
+        match (known.is_tombstone(), merged.is_tombstone()) {
+            (true, true) => self.rewrite(now, number, merged),
+            (true, false) => {
+                self.revive(number, merged, slot, seen, seen);
+                self.put(number, PutMode::Insert);
+            }
+            (false, true) => {
+                self.end(now, number, merged, later(last_seen, seen));
+                self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since: seen.wrapping_add(SLACK) });
+            }
+            (false, false) => {
+                self.rewrite(now, number, merged);
+                let Some(row) = self.table.row_mut(number) else { return };
+                row.last_seen = later(last_seen, seen);
+                row.told = later(row.told, seen);
+                if is_after(seen, last_seen) {
+                    row.expiring = false;
+                }
+                if merged != known || is_after(seen, last_seen) {
+                    self.put(number, PutMode::Amend);
+                }
+            }
+        }
+    }
+
+    fn learn(&mut self, item: &Item, slot: u16, seen: u32) {
+        if self.live() >= self.view.limits.flows {
+            if !self.is_full {
+                self.is_full = true;
+                self.report(Event::TableFull { flows: self.view.limits.flows });
+            }
+            return;
+        }
+        let number = self.add(item.key, item.record, slot, seen, seen);
+        if let Some(row) = self.table.row_mut(number) {
+            row.shared = true;
+        }
+        self.put(number, PutMode::Insert);
+    }
+
+    fn learn_end(&mut self, now: u64, item: &Item, seen: u32) {
+        let number = self.add(item.key, item.record, 0, tick(now), seen);
+        if let Some(row) = self.table.row_mut(number) {
+            row.shared = true;
+        }
+        self.bury(number);
+        if !self.has_swept {
+            // An adopted map may hold it, and would show it as a flow that nobody knows.
+            self.outputs.push_back(Output::DeleteFlow { key: item.key, unless_seen_since: seen.wrapping_add(SLACK) });
+        }
+    }
+
+    fn park(&mut self, peer: u8, item: &Item, seen: u32) {
+        if self.parked.is_empty() {
+            let peer = self.label(peer);
+            self.report(Event::Parked { peer });
+        }
+        self.parked.insert(peer, item, seen, self.view.limits.parked);
+    }
+
+    /// Applies what was parked, now that the configuration has changed; what is still unknown is parked again.
+    pub(crate) fn unpark(&mut self, now: u64) {
+        let parked = self.parked.take();
+        let before = parked.len();
+        if before == 0 {
+            return;
+        }
+        for (peer, mut item, seen) in parked {
+            item.idle_ms = idle_ms(now, seen);
+            self.apply(now, peer, &item);
+        }
+        let records = before.saturating_sub(self.parked.len());
+        if records > 0 {
+            self.report(Event::Unparked { records });
+        }
+    }
+
+    /// Tells the peers of a record that is worth it, or sees to it that a young one is looked at when it is.
+    fn plausible_or_young(&mut self, now: u64, number: u32) {
+        let Some(row) = self.table.row(number) else { return };
+        if row.record.is_young() {
+            let left = PLAUSIBLE_TICKS.saturating_sub(age(tick(now), row.created));
+            self.young.push(now + (u64::from(left) << 20), number);
+        } else {
+            self.tell_all(now, number);
+        }
+    }
+
+    /// Young flows that have become old enough are replicated.
+    pub(crate) fn promote(&mut self, now: u64) {
+        while let Some(number) = self.young.pop_due(now) {
+            let Some(row) = self.table.row_mut(number) else { continue };
+            // The row may have come to be another flow's, which has its own place in the queue.
+            if row.record.is_young() && age(tick(now), row.created) >= PLAUSIBLE_TICKS {
+                row.record.lifecycle.state = STATE_ESTABLISHED;
+                self.put(number, PutMode::Amend);
+                self.tell_all(now, number);
+            }
+        }
+    }
+
+    fn add(&mut self, key: Key, record: Record, slot: u16, created: u32, last_seen: u32) -> u32 {
+        self.slots.retain(slot);
+        let (told, queued, shared, expiring, swept) = (last_seen, 0, false, false, self.sweep);
+        self.table.insert(Row { key, record, slot, last_seen, created, told, queued, shared, expiring, swept })
+    }
+
+    /// Changes the record of a row that stays alive, or stays dead.
+    fn rewrite(&mut self, now: u64, number: u32, record: Record) {
+        let Some(row) = self.table.row_mut(number) else { return };
+        row.record = record;
+        let (key, old) = (row.key, row.slot);
+        // Also when the backend is the same: it may have been given another slot.
+        let slot = self.slots.find(&key, &record.backend.address).filter(|&slot| slot != old && !record.is_tombstone());
+        if let Some(slot) = slot {
+            row.slot = slot;
+            self.slots.retain(slot);
+            self.slots.release(now, old);
+        }
+    }
+
+    fn revive(&mut self, number: u32, record: Record, slot: u16, created: u32, last_seen: u32) {
+        let Some(row) = self.table.row_mut(number) else { return };
+        (row.record, row.slot, row.created, row.last_seen, row.told) = (record, slot, created, last_seen, last_seen);
+        (row.expiring, row.swept) = (false, self.sweep);
+        self.slots.retain(slot);
+        self.tombstones.count -= 1;
+    }
+
+    /// Turns a live row into a tombstone of a flow whose last known packet was at tick `last_seen`.
+    pub(crate) fn end(&mut self, now: u64, number: u32, mut record: Record, last_seen: u32) {
+        let Some(row) = self.table.row_mut(number) else { return };
+        record.lifecycle.state = STATE_DELETED;
+        self.slots.release(now, row.slot);
+        (row.record, row.slot, row.created, row.last_seen, row.expiring) = (record, 0, tick(now), last_seen, false);
+        self.bury(number);
+    }
+
+    pub(crate) fn put(&mut self, number: u32, mode: PutMode) {
+        let Some(row) = self.table.row_mut(number) else { return };
+        row.swept = self.sweep;
+        let entry = row.record.entry(row.slot, row.key.tag(), row.created, row.last_seen);
+        self.outputs.push_back(Output::PutFlow { key: row.key, entry, mode });
+    }
+
+    /// Live records.
+    pub(crate) fn live(&self) -> usize {
+        self.table.len() - self.tombstones.count
+    }
+}
+
+/// The record of a flow that has ended elsewhere, and has been seen here after its last packet there.
+///
+/// If it is the flow that both know, its next revision. If not, another flow has used the tuple while the members did not
+/// hear each other: the living one's registers stay together, in a generation above the dead one's.
+fn going_on(ended: &Record, alive: &Record) -> Record {
+    let mut record = *alive;
+    if ended.generation == alive.generation && ended.backend == alive.backend {
+        record.owners = ended.owners.max(alive.owners);
+        record.lifecycle.revision = ended.lifecycle.revision.max(alive.lifecycle.revision).saturating_add(1);
+        record.lifecycle.state = alive.lifecycle.state.max(STATE_ESTABLISHED);
+    } else {
+        record.generation = ended.generation.max(alive.generation).saturating_add(1);
+    }
+    record
+}
+
+/// Whether peers would believe the record, once its flow is plausible.
+fn is_tellable(key: &Key, record: &Record) -> bool {
+    let mut record = *record;
+    if record.is_young() {
+        record.lifecycle.state = STATE_ESTABLISHED;
+    }
+    !record.is_tombstone() && wire::check(key, &record).is_ok()
+}
+
+pub(crate) fn idle_ms(now: u64, last_seen: u32) -> u32 {
+    let ms = lb_common::flow::ms_of_ticks(age(tick(now), last_seen));
+    u32::try_from(ms).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,103 @@
+//! What is done as time passes: looks at the peers, probes, masks, and the chores of a round.
+
+use super::{
+    Core, Output,
+    event::Event,
+    liveness::{Change, State},
+};
+
+impl Core {
+    pub(crate) fn tick(&mut self, now: u64) {
+        let mut changes = Vec::new();
+        let looked = self.watch.look(now, &mut changes);
+        self.peers_changed(now, &changes);
+        if looked {
+            self.consider_readiness(now);
+        }
+        self.round(now);
+        self.announce(now, false);
+        self.promote(now);
+        self.flush(now);
+        self.go_on_stopping(now);
+    }
+
+    /// What is done once per probe interval.
+    fn round(&mut self, now: u64) {
+        let Some((counter, peers)) = self.watch.next_probes(now) else { return };
+        self.probe(now, counter, &peers);
+        self.tend_sessions(now);
+        self.scan(now);
+        self.forget_tombstones(now);
+        if self.has_swept && self.slots.free(now) {
+            self.install();
+        }
+        self.announce(now, true);
+    }
+
+    pub(crate) fn probe(&mut self, now: u64, counter: u64, peers: &[u8]) {
+        for &to in peers {
+            let goodbye = self.stopping.is_some();
+            let probe = self.watch.probe(now, to, counter, self.incarnation, self.is_eligible(), goodbye);
+            self.outputs.push_back(Output::SendProbe { to, probe });
+        }
+    }
+
+    fn peers_changed(&mut self, now: u64, changes: &[(u8, Change)]) {
+        for &(id, change) in changes {
+            let peer = self.label(id);
+            match change {
+                Change::Datapath { from, to } => {
+                    if (from == State::Up) != (to == State::Up)
+                        && let Some(peer) = self.peers.get_mut(&id)
+                    {
+                        peer.moved_at = now;
+                    }
+                    match to {
+                        State::Up => self.report(Event::PeerUp { peer }),
+                        State::Down if from == State::Up => {
+                            self.report(Event::PeerDown { peer, misses: self.view.probing.misses });
+                        }
+                        State::Left => self.report(Event::PeerLeft { peer }),
+                        State::Greeting | State::Rising => self.dial_at_once(now, id),
+                        State::Unknown | State::Down => {}
+                    }
+                }
+                Change::Agent { alive } => {
+                    if alive {
+                        self.dial_at_once(now, id);
+                    }
+                    if self.watch.state(id) == Some(State::Up) {
+                        self.report(Event::PeerAgent { peer, alive });
+                    }
+                }
+                Change::Ready => {}
+            }
+        }
+    }
+
+    pub(crate) fn peer_says_goodbye(&mut self, now: u64, id: u8) {
+        let mut changes = Vec::new();
+        self.watch.goodbye(id, now, &mut changes);
+        self.peers_changed(now, &changes);
+        self.announce(now, false);
+    }
+
+    /// Writes the masks if they are not as written, or to renew the lease.
+    pub(crate) fn announce(&mut self, now: u64, renew: bool) {
+        if self.masks.is_none() && !self.watch.has_met_all() && now < self.started + self.patience() {
+            // A restarted agent's map holds the masks of before: better than a cluster of one.
+            return;
+        }
+        let liveness = self.watch.liveness(now, self.is_eligible());
+        let masks = Some((liveness.forwarding, liveness.eligible));
+        if renew || self.masks != masks {
+            self.masks = masks;
+            self.outputs.push_back(Output::SetLiveness(liveness));
+        }
+    }
+
+    /// How long a peer may take to be heard of for the first time.
+    pub(crate) fn patience(&self) -> u64 {
+        self.watch.silence() + self.watch.interval()
+    }
+}

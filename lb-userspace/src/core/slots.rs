@@ -1,0 +1,211 @@
+//! Local slots of backends and ring indexes of services: allocation, and what the tables shall hold.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use lb_common::{
+    address::Address,
+    flow::{FlowKey, PENDING_TICKS, ms_of_ticks},
+    maps::BACKENDS_MAX,
+    ring::Ring,
+    service::{Service, ServiceKey, VipFilter},
+    target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
+};
+
+use super::{
+    Adopted, Key,
+    plan::{BackendSlot, Tables},
+    ring::{self, Share},
+    view,
+};
+
+/// How long a slot rests after the last record that named it: `pending` and events on their way may still name it.
+const REST_NS: u64 = (ms_of_ticks(PENDING_TICKS) + 1000) * 1_000_000;
+
+/// Which slot is whose. A slot is not given to another backend while anything may refer to it.
+#[derive(Default)]
+pub(crate) struct Slots {
+    /// Ring indexes of services that are configured or that a slot still belongs to.
+    rings: BTreeMap<ServiceKey, u32>,
+    configured: BTreeSet<ServiceKey>,
+    slots: BTreeMap<u16, Slot>,
+    index: BTreeMap<(ServiceKey, Address), u16>,
+    /// Rings as last built, with what they were built from.
+    built: BTreeMap<u32, (Vec<Share>, Arc<Ring>)>,
+}
+
+struct Slot {
+    /// `None` for an adopted slot of a service that is no longer configured: the first flow tells.
+    service: Option<ServiceKey>,
+    address: Address,
+    ring: u32,
+    state: u8,
+    weight: u16,
+    /// Records that name it.
+    records: u32,
+    rests_until: u64,
+}
+
+impl Slots {
+    /// Takes over what an earlier agent has put into the tables; what `configure` does not name is then removed.
+    pub(crate) fn adopt(&mut self, adopted: &Adopted) {
+        // A mark of a VIP has no protocol.
+        self.rings =
+            adopted.services.iter().filter(|(key, _)| key.protocol != 0).map(|(key, s)| (*key, s.ring)).collect();
+        let by_ring: BTreeMap<u32, ServiceKey> = self.rings.iter().map(|(key, ring)| (*ring, *key)).collect();
+        for (slot, target) in &adopted.backends {
+            if *slot == 0 || target.state == 0 {
+                continue;
+            }
+            let service = by_ring.get(&target.ring).copied();
+            let (address, ring) = (target.address, target.ring);
+            let state = TARGET_REMOVED;
+            self.slots.insert(*slot, Slot { service, address, ring, state, weight: 0, records: 0, rests_until: 0 });
+            if let Some(service) = service {
+                self.index.entry((service, address)).or_insert(*slot);
+            }
+        }
+    }
+
+    /// Gives every configured backend a slot, and marks the others as removed. Returns how many found none.
+    pub(crate) fn configure(&mut self, now: u64, services: &[view::Service]) -> usize {
+        let mut removed: BTreeSet<u16> = self.slots.keys().copied().collect();
+        let mut homeless = 0;
+        let taken = removed.clone();
+        let mut free_slots = (1..BACKENDS_MAX as u16).filter(|slot| !taken.contains(slot));
+        // Slots of forgotten services keep their ring's number to themselves.
+        let taken: BTreeSet<u32> =
+            self.rings.values().copied().chain(self.slots.values().map(|slot| slot.ring)).collect();
+        let mut free_rings = (0..).filter(|ring| !taken.contains(ring));
+        self.configured = services.iter().flat_map(|service| service.vips.iter().copied()).collect();
+        for service in services {
+            for key in &service.vips {
+                let ring = *self.rings.entry(*key).or_insert_with(|| free_rings.next().unwrap_or_default());
+                for backend in &service.backends {
+                    let Some(slot) = self.slot_of(key, &backend.address, ring, &mut free_slots) else {
+                        homeless += 1;
+                        continue;
+                    };
+                    removed.remove(&slot);
+                    if let Some(slot) = self.slots.get_mut(&slot) {
+                        slot.state = if backend.drain { TARGET_DRAINING } else { TARGET_SERVING };
+                        slot.weight = backend.weight;
+                    }
+                }
+            }
+        }
+        for slot in removed {
+            if let Some(slot) = self.slots.get_mut(&slot) {
+                slot.state = TARGET_REMOVED;
+                slot.rests_until = slot.rests_until.max(now + REST_NS);
+            }
+        }
+        self.forget_services();
+        homeless
+    }
+
+    /// The slot of a flow's backend: of the service on the flow's port, else of the one on any port.
+    pub(crate) fn find(&self, key: &Key, address: &Address) -> Option<u16> {
+        let service = key.service();
+        let on_any_port = ServiceKey { port: [0; 2], ..service };
+        [service, on_any_port].iter().find_map(|service| self.index.get(&(*service, *address))).copied()
+    }
+
+    /// The address of a flow's backend; `None` for a slot that nobody has.
+    pub(crate) fn address(&mut self, slot: u16, key: &Key) -> Option<Address> {
+        let entry = self.slots.get_mut(&slot)?;
+        if entry.service.is_none() {
+            entry.service = Some(key.service());
+            self.rings.entry(key.service()).or_insert(entry.ring);
+            self.index.entry((key.service(), entry.address)).or_insert(slot);
+        }
+        Some(entry.address)
+    }
+
+    /// A record names the slot.
+    pub(crate) fn retain(&mut self, slot: u16) {
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.records += 1;
+        }
+    }
+
+    /// A record no longer names the slot.
+    pub(crate) fn release(&mut self, now: u64, slot: u16) {
+        if let Some(slot) = self.slots.get_mut(&slot) {
+            slot.records = slot.records.saturating_sub(1);
+            slot.rests_until = now + REST_NS;
+        }
+    }
+
+    /// Frees removed slots that nothing refers to any more; says whether there were any.
+    pub(crate) fn free(&mut self, now: u64) -> bool {
+        let before = self.slots.len();
+        self.slots.retain(|_, slot| slot.state != TARGET_REMOVED || slot.records > 0 || now < slot.rests_until);
+        if self.slots.len() == before {
+            return false;
+        }
+        let slots = &self.slots;
+        self.index.retain(|_, slot| slots.contains_key(slot));
+        self.forget_services();
+        true
+    }
+
+    /// Writes services, rings, backends and the VIP filter; builds the rings that changed.
+    pub(crate) fn fill(&mut self, tables: &mut Tables) {
+        let mut shares: BTreeMap<u32, Vec<Share>> = BTreeMap::new();
+        for (&slot, backend) in self.slots.iter().filter(|(_, backend)| backend.state == TARGET_SERVING) {
+            let share = Share { address: backend.address, slot, weight: backend.weight };
+            shares.entry(backend.ring).or_default().push(share);
+        }
+        let mut built = BTreeMap::new();
+        for key in &self.configured {
+            let Some(&ring) = self.rings.get(key) else { continue };
+            let shares = shares.remove(&ring).unwrap_or_default();
+            let known = self.built.remove(&ring).filter(|(from, _)| *from == shares);
+            let (shares, table) = known.unwrap_or_else(|| {
+                let table = Arc::new(ring::build(&shares));
+                (shares, table)
+            });
+            tables.rings.insert(ring, Arc::clone(&table));
+            built.insert(ring, (shares, table));
+            let service = Service { ring, padding: [0; 4] };
+            tables.services.insert(*key, service);
+            tables.services.insert(ServiceKey::vip(key.address), Service { ring: 0, padding: [0; 4] });
+            tables.vip_filter.insert(&key.address);
+        }
+        self.built = built;
+        tables.backends = self
+            .slots
+            .iter()
+            .map(|(&slot, b)| (slot, BackendSlot { address: b.address, ring: b.ring, state: b.state }))
+            .collect();
+        debug_assert!(tables.vip_filter != VipFilter::EMPTY || self.configured.is_empty());
+    }
+
+    fn slot_of(
+        &mut self,
+        key: &ServiceKey,
+        address: &Address,
+        ring: u32,
+        free: &mut impl Iterator<Item = u16>,
+    ) -> Option<u16> {
+        if let Some(&slot) = self.index.get(&(*key, *address)) {
+            return Some(slot);
+        }
+        let slot = free.next()?;
+        let (service, state) = (Some(*key), TARGET_REMOVED);
+        self.slots
+            .insert(slot, Slot { service, address: *address, ring, state, weight: 0, records: 0, rests_until: 0 });
+        self.index.insert((*key, *address), slot);
+        Some(slot)
+    }
+
+    /// Forgets the rings of services that are neither configured nor named by a slot.
+    fn forget_services(&mut self) {
+        let named: BTreeSet<ServiceKey> = self.slots.values().filter_map(|slot| slot.service).collect();
+        let configured = &self.configured;
+        self.rings.retain(|key, _| configured.contains(key) || named.contains(key));
+    }
+}

@@ -1,0 +1,224 @@
+//! Reloads: backends and members come and go, members disagree for a while.
+
+use std::sync::Arc;
+
+use lb_common::{
+    flow::STATE_RESET,
+    ring::RING_SLOTS,
+    target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
+};
+
+use super::*;
+use crate::core::{MapOp, plan};
+
+fn configure(net: &mut Net, id: u8, change: impl Fn(&mut View)) {
+    let host = net.host(id);
+    change(&mut host.view);
+    host.view.generation += 1;
+    let view = host.view.clone();
+    net.input(id, Input::Configure(Box::new(view)));
+}
+
+fn backends(net: &Net, id: u8) -> BTreeMap<u16, (Address, u8)> {
+    let tables = net.hosts[&id].tables.as_ref().expect("tables");
+    tables.backends.iter().map(|(slot, backend)| (*slot, (backend.address, backend.state))).collect()
+}
+
+fn ring(net: &Net, id: u8) -> Vec<u16> {
+    let tables = net.hosts[&id].tables.as_ref().expect("tables");
+    let service = tables.services[&vip()];
+    tables.rings[&service.ring].slots[..RING_SLOTS].to_vec()
+}
+
+#[test]
+fn the_tables_hold_the_configuration() {
+    let net = Net::new(2);
+    let tables = net.hosts[&1].tables.as_ref().expect("tables");
+    assert_eq!(tables.members, BTreeMap::from([(1, mapped([10, 0, 1, 1])), (2, mapped([10, 0, 1, 2]))]));
+    assert!(tables.services.contains_key(&vip()));
+    assert!(tables.services.contains_key(&ServiceKey::vip(vip().address)));
+    assert!(tables.vip_filter.may_contain(&vip().address));
+    assert_eq!(backends(&net, 1), BTreeMap::from([(1, (server(1), TARGET_SERVING)), (2, (server(2), TARGET_SERVING))]));
+    assert!(ring(&net, 1).iter().all(|slot| [1, 2].contains(slot)));
+    assert_eq!((tables.node.id, tables.node.members, tables.node.configured), (1, 2, 0b11));
+    assert_eq!(tables.node.schema, lb_common::abi::SCHEMA);
+}
+
+#[test]
+fn a_draining_backend_keeps_its_slot_and_leaves_the_ring() {
+    let mut net = Net::new(2);
+    configure(&mut net, 1, |view| view.services[0].backends[0].drain = true);
+    assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_DRAINING));
+    assert!(ring(&net, 1).iter().all(|&slot| slot == 2));
+}
+
+#[test]
+fn a_removed_backend_keeps_its_slot_while_a_flow_names_it_and_a_while_longer() {
+    let mut net = Net::new(2);
+    net.run(100 * S);
+    net.begin(1, STATE_RESET);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(2), backend(3)]);
+    assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_REMOVED));
+    assert_eq!(backends(&net, 1)[&3], (server(3), TARGET_SERVING), "its slot is not the removed one's");
+    assert!(ring(&net, 1).iter().all(|slot| [2, 3].contains(slot)));
+    net.run(35 * S);
+    assert!(net.hosts[&1].flows.is_empty());
+    assert!(backends(&net, 1).contains_key(&1), "something on its way may still name it");
+    net.run(70 * S);
+    assert!(!backends(&net, 1).contains_key(&1));
+    configure(&mut net, 1, |view| view.services[0].backends.push(backend(4)));
+    assert_eq!(backends(&net, 1)[&1], (server(4), TARGET_SERVING), "the slot is free again");
+}
+
+#[test]
+fn a_backend_that_returns_finds_its_slot_and_its_flows() {
+    let mut net = Net::new(1);
+    net.begin(1, STATE_ESTABLISHED);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(2)]);
+    net.run(S);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(2), backend(1)]);
+    assert_eq!(backends(&net, 1), BTreeMap::from([(1, (server(1), TARGET_SERVING)), (2, (server(2), TARGET_SERVING))]));
+}
+
+#[test]
+fn slots_outlive_the_agent() {
+    let mut net = Net::new(1);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(9), backend(2)]);
+    let before = backends(&net, 1);
+    net.kill(1);
+    // The new configuration lists them in another order, and one is gone.
+    net.host(1).view.services[0].backends = vec![backend(2), backend(5), backend(9)];
+    net.start(1);
+    let after = backends(&net, 1);
+    for (slot, (address, state)) in &before {
+        let expected = if *state == TARGET_REMOVED { TARGET_REMOVED } else { TARGET_SERVING };
+        assert_eq!(after[slot], (*address, expected));
+    }
+}
+
+#[test]
+fn a_flow_of_a_service_that_went_while_the_agent_was_dead_keeps_its_slot() {
+    let mut net = Net::new(1);
+    net.begin(1, STATE_ESTABLISHED);
+    configure(&mut net, 1, |view| view.services.clear());
+    net.kill(1);
+    net.start(1);
+    net.run(200 * S);
+    assert_eq!(backends(&net, 1), BTreeMap::from([(1, (server(1), TARGET_REMOVED))]));
+    assert_eq!(net.records(1), 1);
+    configure(&mut net, 1, |view| {
+        view.services = vec![Service { name: "web".into(), vips: vec![vip()], backends: vec![backend(2), backend(1)] }];
+    });
+    net.sweep(1);
+    assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_SERVING));
+}
+
+#[test]
+fn a_ring_is_built_anew_only_when_its_backends_change() {
+    let mut net = Net::new(1);
+    let before = net.hosts[&1].tables.clone().expect("tables");
+    configure(&mut net, 1, |view| view.timeouts.udp = Duration::from_secs(1));
+    let after = net.hosts[&1].tables.clone().expect("tables");
+    assert!(Arc::ptr_eq(&before.rings[&0], &after.rings[&0]));
+    assert!(plan(&after, &before).is_empty());
+    configure(&mut net, 1, |view| view.services[0].backends.push(backend(3)));
+    let after = net.hosts[&1].tables.clone().expect("tables");
+    assert!(!Arc::ptr_eq(&before.rings[&0], &after.rings[&0]));
+}
+
+#[test]
+fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
+    let mut net = Net::new(2);
+    let before = net.hosts[&1].tables.clone().expect("tables");
+    let kind = |op: &MapOp| match op {
+        MapOp::SetMember { .. } => "member",
+        MapOp::ClearMember { .. } => "-member",
+        MapOp::SetBackend { backend, .. } if backend.state == TARGET_SERVING => "backend",
+        MapOp::SetBackend { .. } => "-serving",
+        MapOp::ClearBackend { .. } => "-backend",
+        MapOp::SetRing { .. } => "ring",
+        MapOp::ClearRing { .. } => "-ring",
+        MapOp::SetService { .. } => "service",
+        MapOp::RemoveService { .. } => "-service",
+        MapOp::SetNode(_) => "node",
+        MapOp::SetVipFilter(_) => "filter",
+    };
+    let kinds = |ops: Vec<MapOp>| {
+        let mut kinds: Vec<&str> = ops.iter().map(kind).collect();
+        kinds.dedup();
+        kinds
+    };
+    let empty = Tables::empty();
+    assert_eq!(kinds(plan(&before, &empty)), ["member", "backend", "ring", "service", "node", "filter"]);
+    let way_back = ["node", "filter", "-service", "-ring", "-backend", "-member"];
+    assert_eq!(kinds(plan(&empty, &before)), way_back);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(1), backend(7)]);
+    let after = net.hosts[&1].tables.clone().expect("tables");
+    assert_eq!(kinds(plan(&after, &before)), ["backend", "ring", "-serving"]);
+}
+
+#[test]
+fn records_of_an_unknown_backend_are_parked_and_applied_when_it_is_configured() {
+    let mut net = Net::new(2);
+    // Member 1 knows only a backend that member 2 does not.
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
+    net.run(200 * S);
+    let clients: Vec<u16> = (0..100).filter(|&c| net_owner(&net, c) == 1).take(5).collect();
+    for &client in &clients {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    let status = net.core(2).status();
+    assert_eq!((status.records, status.parked), (0, 5));
+    assert_eq!(net.reports(2, |e| matches!(e, Event::Parked { .. })), 1);
+    assert!(!status.peers[0].same_configuration);
+    assert_eq!(net.reports(2, |e| matches!(e, Event::ConfigurationDiffers { .. })), 1);
+    configure(&mut net, 2, |view| view.services[0].backends = vec![backend(3)]);
+    let status = net.core(2).status();
+    assert_eq!((status.records, status.parked), (5, 0));
+    assert_eq!(net.hosts[&2].flows.len(), 5);
+    assert!(status.peers[0].same_configuration);
+}
+
+fn net_owner(net: &Net, client: u16) -> u8 {
+    let node = net.core(1).node;
+    rank(key(client).hash(&node.hash_key), &node.seeds, node.members, u64::MAX).primary
+}
+
+#[test]
+fn parked_records_are_bounded_and_counted() {
+    let mut net = Net::new(2);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
+    net.run(200 * S);
+    for client in (0..200).filter(|&c| net_owner(&net, c) == 1).collect::<Vec<_>>() {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    let status = net.core(2).status();
+    assert_eq!(status.parked, 10);
+    assert_eq!(status.parked_dropped as usize, net.records(1) - 10);
+}
+
+#[test]
+fn a_new_member_joins_and_a_removed_one_is_let_go() {
+    let mut net = Net::new(2);
+    for client in 0..20 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.add(view(3, 3));
+    for id in 1..=2 {
+        configure(&mut net, id, |v| v.members = view(id, 3).members);
+    }
+    net.start(3);
+    net.run(S);
+    assert!(net.is_ready(3));
+    assert_eq!(net.records(3), 20);
+    assert!((1..=3).all(|id| net.hosts[&id].liveness.eligible == 0b111));
+    for id in 1..=2 {
+        configure(&mut net, id, |v| v.members = view(id, 2).members);
+    }
+    net.run(S);
+    assert!((1..=2).all(|id| net.hosts[&id].liveness.forwarding == 0b11));
+    assert!((1..=2).all(|id| net.core(id).links.len() == 1));
+    assert!(!net.hosts[&1].tables.as_ref().expect("tables").members.contains_key(&3));
+}

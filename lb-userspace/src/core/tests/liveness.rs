@@ -1,0 +1,168 @@
+//! Detection times, on the clock of the test; the states themselves.
+
+use super::*;
+use crate::core::liveness::{RISE, Sign, State};
+
+#[test]
+fn the_table_is_the_diagram() {
+    use Sign::{Back, Echo, Gap, Goodbye, Lost, Settled};
+    use State::{Down, Greeting, Left, Rising, Unknown, Up};
+    let moves = [
+        (Unknown, Echo, Greeting),
+        (Unknown, Settled, Up),
+        (Greeting, Settled, Up),
+        (Greeting, Lost, Unknown),
+        (Up, Lost, Down),
+        (Down, Echo, Rising),
+        (Down, Settled, Rising),
+        (Rising, Settled, Up),
+        (Rising, Gap, Down),
+        (Rising, Lost, Down),
+        (Unknown, Goodbye, Left),
+        (Greeting, Goodbye, Left),
+        (Up, Goodbye, Left),
+        (Down, Goodbye, Left),
+        (Rising, Goodbye, Left),
+        (Left, Back, Unknown),
+    ];
+    for state in State::ALL {
+        for sign in Sign::ALL {
+            let expected = moves.iter().find(|m| (m.0, m.1) == (state, sign)).map_or(state, |m| m.2);
+            assert_eq!(state.after(sign), expected, "{state:?} after {sign:?}");
+        }
+    }
+}
+
+/// Cuts member 2 off after `offset` and returns how long member 1 took to clear its bit.
+fn detection(offset: u64) -> u64 {
+    let mut net = Net::new(2);
+    net.run(offset);
+    net.isolate(2);
+    let from = net.now;
+    while net.hosts[&1].liveness.forwarding & bit(2) != 0 {
+        net.run(MS / 10);
+        assert!(net.now - from < S, "not noticed");
+    }
+    net.now - from
+}
+
+#[test]
+fn death_is_noticed_within_the_misses_and_one_interval() {
+    let times: Vec<u64> = (0..40).map(|step| detection(step * MS / 2)).collect();
+    let (min, max) = (times.iter().min().expect("times") / MS, times.iter().max().expect("times") / MS);
+    assert!(max <= 120, "{max} ms");
+    assert!(min >= 80, "four misses are not enough: {min} ms");
+}
+
+#[test]
+fn four_lost_probes_are_no_death() {
+    let mut net = Net::new(2);
+    for _ in 0..20 {
+        net.isolate(2);
+        net.run(79 * MS);
+        net.cut.clear();
+        net.run(21 * MS);
+    }
+    assert_eq!(net.reports(1, |e| matches!(e, Event::PeerDown { .. })), 0);
+}
+
+#[test]
+fn a_prober_that_was_asleep_missed_nothing() {
+    let mut net = Net::new(2);
+    // Member 1's agent does not run for two seconds; member 2's does.
+    let core = net.host(1).core.take();
+    net.run(2 * S);
+    net.host(1).core = core;
+    net.run(10 * S);
+    assert_eq!(net.reports(1, |e| matches!(e, Event::PeerDown { .. } | Event::PeerAgent { .. })), 0);
+}
+
+#[test]
+fn a_host_that_was_asleep_gives_its_peers_a_chance() {
+    let mut net = Net::new(2);
+    let core = net.host(1).core.take();
+    net.host(1).is_up = false;
+    net.run(2 * S);
+    net.host(1).is_up = true;
+    net.host(1).core = core;
+    net.run(10 * S);
+    assert_eq!(net.reports(1, |e| matches!(e, Event::PeerDown { .. } | Event::PeerAgent { .. })), 0);
+}
+
+#[test]
+fn a_dead_peer_comes_back_after_a_second_of_clean_echoes() {
+    let mut net = Net::new(2);
+    net.isolate(2);
+    net.run(300 * MS);
+    net.cut.clear();
+    net.run(900 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
+    net.run(200 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b11);
+    assert!(RISE.as_millis() == 1000);
+}
+
+#[test]
+fn a_flapping_link_stays_down() {
+    let mut net = Net::new(2);
+    net.isolate(2);
+    net.run(300 * MS);
+    for _ in 0..20 {
+        net.cut.clear();
+        net.run(500 * MS);
+        net.isolate(2);
+        net.run(60 * MS);
+    }
+    assert_eq!(net.reports(1, |e| matches!(e, Event::PeerUp { .. })), 1, "only the first time");
+}
+
+#[test]
+fn one_way_links_are_seen_by_both_ends() {
+    let mut net = Net::new(3);
+    net.cut.insert((2, 1));
+    net.run(300 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b101, "no echo comes back");
+    assert_eq!(net.hosts[&2].liveness.forwarding, 0b110, "echoes do not reach it");
+    assert_eq!(net.hosts[&3].liveness.forwarding, 0b111);
+    assert_eq!(net.hosts[&3].heard[&2].forwarding, 0b110, "and say so to others");
+}
+
+#[test]
+fn a_peer_that_is_not_ready_is_not_eligible() {
+    let mut net = Net::new(2);
+    net.host(1).heard.get_mut(&2).expect("heard").flags &= !PROBE_READY;
+    net.kill(2);
+    net.run(20 * MS);
+    assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b01));
+}
+
+#[test]
+fn an_echo_that_was_never_asked_for_is_none() {
+    let mut net = Net::new(2);
+    net.isolate(2);
+    for _ in 0..50 {
+        let heard = net.host(1).heard.get_mut(&2).expect("heard");
+        heard.echo_counter = u64::MAX;
+        net.run(20 * MS);
+    }
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
+}
+
+#[test]
+fn the_lease_is_renewed_every_round_and_lasts_for_the_misses() {
+    let mut net = Net::new(2);
+    for _ in 0..100 {
+        net.run(7 * MS);
+        let left = net.hosts[&1].liveness.lease_until_ns - net.now;
+        assert!((80 * MS..=100 * MS).contains(&left), "{} ms", left / MS);
+    }
+}
+
+#[test]
+fn a_single_member_is_its_own_cluster() {
+    let net = Net::new(1);
+    assert!(net.is_ready(1));
+    assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (1, 1));
+    assert_eq!(net.core(1).node.silence_ns, 120 * MS);
+    assert_eq!(Duration::from_nanos(net.core(1).node.silence_ns), Duration::from_millis(120));
+}
