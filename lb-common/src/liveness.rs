@@ -1,6 +1,10 @@
 //! Who is alive: the masks that the agent writes, the stamps that XDP writes, the probe on the wire.
 
-use crate::map_type;
+use crate::{
+    map_type,
+    node::Node,
+    rank::{MEMBERS_MAX, opaque},
+};
 
 map_type! {
     /// This member's view of all members; the one element of `liveness`, written by the agent.
@@ -88,3 +92,23 @@ pub const PROBE_READY: u8 = 1;
 pub const PROBE_GOODBYE: u8 = 2;
 /// The sender's maps are new and its records have not arrived: it must not be given known flows.
 pub const PROBE_EMPTY: u8 = 4;
+
+/// The configured members whose last probe arrived less than `Node::silence_ns` ago, as a mask.
+///
+/// Free of branches on what was heard, like `rank`.
+#[inline(always)]
+pub fn heard_lately(node: &Node, now_ns: u64, probe_heard_ns: impl Fn(u8) -> u64) -> u64 {
+    let mut mask = 0;
+    let mut i = 0;
+    while i < MEMBERS_MAX {
+        if i as u32 >= node.members {
+            break;
+        }
+        let id = node.seeds[i].id;
+        let silent_ns = now_ns.saturating_sub(probe_heard_ns(id as u8));
+        let is_heard = opaque(u64::from(silent_ns < node.silence_ns));
+        mask |= is_heard << (id.wrapping_sub(1) & 63);
+        i += 1;
+    }
+    mask
+}

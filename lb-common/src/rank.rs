@@ -68,7 +68,7 @@ pub fn rank(flow_hash: u64, seeds: &[Seed; MEMBERS_MAX], count: u32, candidates:
 
 /// Hides a mask's origin from the optimiser, which would turn it back into a branch.
 #[inline(always)]
-fn opaque(mask: u64) -> u64 {
+pub(crate) fn opaque(mask: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut hidden = mask;

@@ -10,7 +10,7 @@ use crate::{
         PLAUSIBLE_TICKS, Pending, REVIVAL_PACKETS, STATE_CLOSING, STATE_ESTABLISHED, STATE_RESET, STATE_YOUNG, UDP,
         WITNESSED, tick,
     },
-    liveness::Liveness,
+    liveness::{Liveness, heard_lately},
     node::{BUDGET_DERIVED, BUDGET_TCP, BUDGET_UDP, NODE_FIRST_PACKET, Node},
     packet::{ACK, FIN, Packet, RST, SYN},
     rank::{Owners, bit},
@@ -30,6 +30,11 @@ pub trait Tables {
     fn liveness(&self) -> &Liveness;
     /// When the last probe of member `id` arrived; 0 for never.
     fn probe_heard_ns(&self, id: u8) -> u64;
+    /// Members whose last probe is at most `Node::silence_ns` old; read only while the lease has lapsed.
+    #[inline(always)]
+    fn heard_lately(&self) -> u64 {
+        heard_lately(self.node(), self.now_ns(), |id| self.probe_heard_ns(id))
+    }
     /// False: surely no VIP.
     fn may_be_vip(&self, address: &Address) -> bool;
     /// The id of the member with this address.
@@ -128,8 +133,7 @@ fn steer_known<'t, K: FlowKey, T: Flows<K>>(
     let node = tables.node();
     if !packet.via_peer && entry.primary != node.id {
         let owners = Owners { primary: entry.primary, backup: entry.backup };
-        let mask = tables.liveness().forwarding | bit(node.id);
-        let owner = acting_owner(tables, owners, mask, || packet.key.hash(&node.hash_key));
+        let owner = acting_owner(tables, owners, forwarding(tables), || packet.key.hash(&node.hash_key));
         if let Some(peer) = hand_off_target(tables, owner) {
             return Verdict::HandOff(peer, Reason::HandOffKnown);
         }
@@ -182,16 +186,28 @@ struct Fresh {
     ring: u32,
 }
 
+/// Members whose datapath answers; this one's does.
+#[inline(always)]
+fn forwarding<T: Tables>(tables: &T) -> u64 {
+    audible(tables, tables.liveness().forwarding) | bit(tables.node().id)
+}
+
 /// Members that may own a miss.
 #[inline(always)]
 fn eligible<T: Tables>(tables: &T) -> u64 {
-    let (node, liveness) = (tables.node(), tables.liveness());
-    let mut mask = liveness.eligible & node.configured;
+    let node = tables.node();
+    let mut mask = audible(tables, tables.liveness().eligible & node.configured);
     if has_lapsed(tables) {
         // Nobody keeps this member's promises while its agent is gone (law 9).
         mask &= !bit(node.id);
     }
-    if mask == 0 { liveness.forwarding | bit(node.id) } else { mask }
+    if mask == 0 { forwarding(tables) } else { mask }
+}
+
+/// The masks are the agent's; once its lease has lapsed a peer must also have been heard lately.
+#[inline(always)]
+fn audible<T: Tables>(tables: &T, mask: u64) -> u64 {
+    if has_lapsed(tables) { mask & tables.heard_lately() } else { mask }
 }
 
 /// Whether the agent has stopped vouching for the masks.
@@ -203,23 +219,13 @@ fn has_lapsed<T: Tables>(tables: &T) -> bool {
 /// Primary if usable, else backup if usable, else the best-ranked usable member; `mask` says who is usable.
 #[inline(always)]
 fn acting_owner<T: Tables>(tables: &T, owners: Owners, mask: u64, hash: impl Fn() -> u64) -> u8 {
-    if is_usable(tables, owners.primary, mask) {
+    if mask & bit(owners.primary) != 0 {
         owners.primary
-    } else if is_usable(tables, owners.backup, mask) {
+    } else if mask & bit(owners.backup) != 0 {
         owners.backup
     } else {
         tables.rank(hash(), mask & tables.node().configured).primary
     }
-}
-
-/// The masks are the agent's; once its lease has lapsed a peer must also have been heard lately.
-#[inline(always)]
-fn is_usable<T: Tables>(tables: &T, id: u8, mask: u64) -> bool {
-    if mask & bit(id) == 0 {
-        return false;
-    }
-    let node = tables.node();
-    id == node.id || !has_lapsed(tables) || tables.now_ns().saturating_sub(tables.probe_heard_ns(id)) < node.silence_ns
 }
 
 /// The peer to hand off to; none if the owner is this member, unknown, or cannot be reached: then it is delivered here.
@@ -481,3 +487,6 @@ fn next_step(entry: &FlowEntry, kind: Kind, now: u32) -> (Lifecycle, bool) {
     let revision = if revives { entry.revision.saturating_add(1) } else { entry.revision };
     (Lifecycle { last_seen: now, revision, state, packets }, state != entry.state)
 }
+
+#[cfg(test)]
+mod tests;

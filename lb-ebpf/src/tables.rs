@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use lb_common::{
     address::Address,
     flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
-    liveness::Liveness,
+    liveness::{Liveness, heard_lately},
     node::Node,
     rank::{Owners, rank},
     service::{Service, ServiceKey},
@@ -65,7 +65,12 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn probe_heard_ns(&self, id: u8) -> u64 {
-        maps::HEARD.get(u32::from(id)).map_or(0, |heard| heard.probe_ns)
+        probe_heard_ns(id)
+    }
+
+    #[inline(always)]
+    fn heard_lately(&self) -> u64 {
+        heard_members(self.now_ns)
     }
 
     #[inline(always)]
@@ -143,6 +148,19 @@ extern "C" fn rank_members(flow_hash: u64, candidates: u64) -> u32 {
     let Some(node) = maps::NODE.get(0) else { return 0 };
     let owners = rank(flow_hash, &node.seeds, node.members, candidates);
     u32::from(owners.primary) | u32::from(owners.backup) << 8
+}
+
+/// The members heard lately, as a mask.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn heard_members(now_ns: u64) -> u64 {
+    let Some(node) = maps::NODE.get(0) else { return 0 };
+    heard_lately(node, now_ns, probe_heard_ns)
+}
+
+#[inline(always)]
+fn probe_heard_ns(id: u8) -> u64 {
+    maps::HEARD.get(u32::from(id)).map_or(0, |heard| heard.probe_ns)
 }
 
 impl Flows<FlowKeyV4> for Maps {

@@ -1,4 +1,8 @@
 //! The agent and the command line of Tandem.
 
+pub mod agent;
 pub mod config;
 pub mod core;
+pub mod object;
+pub mod decap;
+pub mod io;

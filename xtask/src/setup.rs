@@ -93,12 +93,16 @@ fn install_linker(root: &Path, missing: &Missing, apt: &mut Apt) -> Result<()> {
     let prefix = format!("/usr/lib/llvm-{llvm}");
     let tools = toolchain::tools_dir(root);
     let options = format!("--locked --force --version {LINKER_VERSION} --no-default-features --features llvm-{llvm}");
+    let libraries = format!("llvm-{llvm}-dev libpolly-{llvm}-dev zlib1g-dev libzstd-dev g++");
     if !(is_debian() && step::is_root()) {
-        bail!("{missing}: run `LLVM_PREFIX={prefix} cargo install bpf-linker {options} --root {}`", tools.display());
+        let build = format!("LLVM_PREFIX={prefix} cargo install bpf-linker {options} --root {}", tools.display());
+        if is_debian() && !Path::new(&prefix).join("include").is_dir() {
+            bail!("{missing}: run `{} && {build}`", sudo_apt(&libraries));
+        }
+        bail!("{missing}: run `{build}`");
     }
-    let (headers, polly) = (format!("llvm-{llvm}-dev"), format!("libpolly-{llvm}-dev"));
     apt.update()?;
-    apt.install(&[&headers, &polly, "zlib1g-dev", "libzstd-dev", "g++"])?;
+    apt.install(&libraries.split(' ').collect::<Vec<_>>())?;
 
     step::heading(&format!("{missing}: building {LINKER_VERSION} into {}", tools.display()));
     let mut cargo = step::cargo(root, "install");
@@ -155,7 +159,11 @@ fn require_apt(packages: &[&str]) -> Result<()> {
     if step::in_path("apt-get").is_none() {
         bail!("install with this system's package manager what Debian calls: {packages}");
     }
-    bail!("missing: run `sudo apt-get update && sudo apt-get install --yes --no-install-recommends {packages}`");
+    bail!("packages are missing: run `{}`", sudo_apt(&packages));
+}
+
+fn sudo_apt(packages: &str) -> String {
+    format!("sudo apt-get update && sudo apt-get install --yes --no-install-recommends {packages}")
 }
 
 fn is_debian() -> bool {

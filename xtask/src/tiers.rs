@@ -85,7 +85,7 @@ pub(crate) fn run(root: &Path, only: Option<&str>, filter: &[String]) -> Result<
     let mut outcomes = Vec::new();
     for tier in TIERS.iter().filter(|tier| only.is_none_or(|only| only == tier.name)) {
         let outcome = if tier.root && !is_root {
-            Outcome::Skipped("needs root: run `sudo -E cargo xtask test`")
+            Outcome::Skipped("needs root: run `sudo -E env PATH=\"$PATH\" cargo xtask test`")
         } else {
             tier.run(root, filter)?
         };

@@ -1,0 +1,154 @@
+//! The agent: one loop between the core, which decides, and the edges in `io`, which act.
+//!
+//! Everything but look-ups that may block (`io::neighbours`, `io::sweep`) runs on one thread, so
+//! nothing here waits for anything but the next thing to happen.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{error, info};
+
+use crate::{
+    config::{Config, OnStop},
+    core::{Core, Input},
+    io::{
+        attach::Mode,
+        clock::{Alarm, now_ns},
+    },
+};
+
+mod edges;
+mod view;
+
+use edges::{Carried, Edges};
+
+/// What the command line decides.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file; read again on SIGHUP.
+    pub config: PathBuf,
+    /// Which member this is, if not the one named like the host.
+    pub node: Option<String>,
+    /// Interfaces instead of those of the file.
+    pub interfaces: Vec<String>,
+    /// Where maps and links are pinned.
+    pub pins: PathBuf,
+    /// Where the incarnation is kept.
+    pub state: PathBuf,
+    /// How the program is attached.
+    pub mode: Mode,
+}
+
+/// Runs the agent until SIGTERM or SIGINT, with a configuration that `options.config` holds at the moment.
+///
+/// # Errors
+///
+/// The agent cannot start; the datapath is then as it was. Once it runs, failures are logged and lived with.
+pub fn run(options: &Options, config: &Config) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async { Agent::start(options, config)?.run().await })
+}
+
+struct Agent<'o> {
+    options: &'o Options,
+    on_stop: OnStop,
+    core: Core,
+    edges: Edges,
+    alarm: Alarm,
+    signals: Signals,
+}
+
+/// What a signal asks for.
+enum Order {
+    Reload,
+    Stop,
+}
+
+impl<'o> Agent<'o> {
+    fn start(options: &'o Options, config: &Config) -> anyhow::Result<Self> {
+        // First, so that a signal that comes while the datapath is loaded is not lost.
+        let signals = Signals::new().context("signals")?;
+        let (edges, adopted, incarnation) = Edges::open(options, config)?;
+        let core = Core::new(now_ns(), view::of(config), incarnation, &adopted);
+        let mut agent = Self { options, on_stop: config.node.on_stop, core, edges, alarm: Alarm::new()?, signals };
+        // The tables are filled before the first packet is treated.
+        agent.edges.carry_out(&mut agent.core);
+        agent.edges.attach()?;
+        info!(member = config.this_member().name.as_str(), incarnation, "running");
+        Ok(agent)
+    }
+
+    async fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            // 1. What the core wants done, in its order.
+            if self.edges.carry_out(&mut self.core) == Carried::Stopped {
+                return self.edges.close(self.on_stop).await;
+            }
+            // 2. A tick that is due, before anything else that has happened: probes must not wait for a queue.
+            let due = self.core.next_deadline();
+            if due.is_some_and(|due| due <= now_ns()) {
+                self.edges.look(&mut self.core);
+                self.core.handle(now_ns(), Input::Tick);
+                continue;
+            }
+            self.alarm.set(due)?;
+            // 3. Whatever happens next. The choice among several is random, so none starves another.
+            tokio::select! {
+                rung = self.alarm.ring() => rung?,
+                order = self.signals.next() => self.obey(&order),
+                happened = self.edges.next() => self.edges.take_in(&mut self.core, happened?),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Order) {
+        match order {
+            Order::Stop => {
+                info!("stopping");
+                self.core.handle(now_ns(), Input::Stop);
+            }
+            Order::Reload => {
+                let options = self.options;
+                match Config::load(&options.config, options.node.as_deref(), &options.interfaces) {
+                    Ok(config) => self.reload(&config),
+                    Err(error) => error!("{error}\nthe configuration that is running stays"),
+                }
+            }
+        }
+    }
+
+    fn reload(&mut self, config: &Config) {
+        if let Err(reason) = self.edges.accepts(config) {
+            error!("{reason}; that needs a restart, so the configuration that is running stays");
+            return;
+        }
+        self.on_stop = config.node.on_stop;
+        self.core.handle(now_ns(), Input::Configure(Box::new(view::of(config))));
+        info!(config = %self.options.config.display(), "configuration reloaded");
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn next(&mut self) -> Order {
+        tokio::select! {
+            _ = self.hangup.recv() => Order::Reload,
+            _ = self.terminate.recv() => Order::Stop,
+            _ = self.interrupt.recv() => Order::Stop,
+        }
+    }
+}

@@ -1,0 +1,275 @@
+//! The edges as the loop sees them: outputs are carried out, what happens becomes inputs.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context as _;
+use lb_common::{address::unmapped, flow::FlowKeyV4, maps};
+use tokio::sync::mpsc;
+use tracing::{error, info, warn};
+
+use super::Options;
+use crate::{
+    config::{Config, OnStop},
+    core::{Adopted, Core, Input, Key, Level, Output},
+    io::{
+        clock::now_ns,
+        datapath::{Datapath, Spec},
+        events::EventRings,
+        flows::{Deletion, FlowTable, Put},
+        neighbours::{NextHops, Resolved},
+        probes::Prober,
+        sessions::Sessions,
+        state::StateDirectory,
+        sweep::{self, Swept},
+        tables::Installed,
+    },
+};
+
+/// Next hops that were found and not written yet.
+const RESOLVED: usize = 256;
+/// Reports of sessions taken in at a time, so that many small ones become one batch.
+const REPORTS: usize = 16;
+/// A table that is full is said so this often.
+const FULL_EVERY: Duration = Duration::from_secs(10);
+
+/// Everything the agent acts through.
+pub(super) struct Edges {
+    datapath: Datapath,
+    installed: Installed,
+    flows: FlowTable<FlowKeyV4>,
+    events: EventRings,
+    prober: Prober,
+    sessions: Sessions,
+    next_hops: NextHops,
+    resolved: mpsc::Receiver<Resolved>,
+    swept: mpsc::Receiver<Swept>,
+    state: StateDirectory,
+    own: Ipv4Addr,
+    port: u16,
+    interfaces: Vec<String>,
+    flows_max: u32,
+    full: Full,
+}
+
+/// Whether to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carried {
+    Out,
+    Stopped,
+}
+
+/// Something that happened at an edge.
+pub(super) enum Happened {
+    Session(Input),
+    Events,
+    Resolved(Resolved),
+    Swept(Swept),
+}
+
+impl Edges {
+    /// Opens everything; on the way out nothing is attached yet.
+    pub(super) fn open(options: &Options, config: &Config) -> anyhow::Result<(Self, Adopted, u32)> {
+        let own = config.this_member().address;
+        let port = config.cluster.port;
+        let interfaces: Vec<String> = config.node.interfaces.iter().map(|name| name.as_str().to_owned()).collect();
+        let state = StateDirectory::open(&options.state)?;
+        let at = || format!("cannot use {own}:{port}; is it an address of this host, and the port free?");
+        let prober = Prober::bind(own, port).with_context(at)?;
+        let sessions = Sessions::listen(own, port).with_context(at)?;
+        let flows_max = config.node.flows_max;
+        let spec = Spec { pins: &options.pins, interfaces: &interfaces, mode: options.mode, flows_max };
+        let mut datapath = Datapath::load(&spec)?;
+        let installed = Installed::open(&mut datapath)?;
+        let flows = FlowTable::new(datapath.map(maps::FLOWS)?);
+        let events = EventRings::open(&mut datapath)?;
+        let (found, resolved) = mpsc::channel(RESOLVED);
+        let next_hops = NextHops::start(found).context("next hops")?;
+        let (chunks, swept) = mpsc::channel(sweep::CHUNKS);
+        sweep::start::<FlowKeyV4>(flows.map(), chunks).context("sweep")?;
+        let incarnation = state.next_incarnation()?;
+        let adopted = installed.adopted();
+        let edges = Self {
+            datapath,
+            installed,
+            flows,
+            events,
+            prober,
+            sessions,
+            next_hops,
+            resolved,
+            swept,
+            state,
+            own,
+            port,
+            interfaces,
+            flows_max,
+            full: Full::default(),
+        };
+        Ok((edges, adopted, incarnation))
+    }
+
+    /// Packets are treated from now on.
+    pub(super) fn attach(&mut self) -> anyhow::Result<()> {
+        Ok(self.datapath.attach()?)
+    }
+
+    /// Whether a running agent can take over `config`; why not.
+    pub(super) fn accepts(&self, config: &Config) -> Result<(), String> {
+        let interfaces = || config.node.interfaces.iter().map(crate::config::InterfaceName::as_str);
+        let this = config.this_member();
+        if this.address != self.own || config.cluster.port != self.port {
+            return Err(format!("this member would be at {}:{}", this.address, config.cluster.port));
+        }
+        if !interfaces().eq(&self.interfaces) {
+            return Err(format!("the interfaces would be {}", interfaces().collect::<Vec<_>>().join(", ")));
+        }
+        if config.node.flows_max != self.flows_max {
+            return Err(format!("the flow table would hold {}", config.node.flows_max));
+        }
+        Ok(())
+    }
+
+    /// Carries out what the core wants, in its order, until it wants nothing more.
+    pub(super) fn carry_out(&mut self, core: &mut Core) -> Carried {
+        while let Some(output) = core.poll_output() {
+            match output {
+                Output::Install(tables) => self.install(*tables),
+                Output::SetLiveness(liveness) => complain(self.installed.set_liveness(liveness)),
+                Output::SendProbe { to, probe } => {
+                    if let Some(to) = self.address(to) {
+                        self.prober.send(to, &probe);
+                    }
+                }
+                Output::PutFlow { key: Key::V4(key), entry, mode } => match self.flows.put(&key, entry, mode) {
+                    Ok(Put::Done) => {}
+                    Ok(Put::Found(entry)) => core.handle(now_ns(), Input::Observed { key: key.into(), entry }),
+                    Ok(Put::Full) => self.full.note(),
+                    Err(error) => complain::<_>(Err(error)),
+                },
+                Output::DeleteFlow { key: Key::V4(key), unless_seen_since } => {
+                    match self.flows.delete(&key, unless_seen_since) {
+                        Ok(Deletion::Done) => core.handle(now_ns(), Input::Deleted { key: key.into() }),
+                        Ok(Deletion::Spared(entry)) => {
+                            core.handle(now_ns(), Input::Observed { key: key.into(), entry })
+                        }
+                        Err(error) => complain::<_>(Err(error)),
+                    }
+                }
+                // No service has an IPv6 VIP yet, so no such flow exists.
+                Output::PutFlow { key: Key::V6(_), .. } | Output::DeleteFlow { key: Key::V6(_), .. } => {}
+                Output::Dial { peer } => self.sessions.dial(peer),
+                Output::Send { session, bytes } => self.sessions.send(session, bytes),
+                Output::Close { session } => self.sessions.close(session),
+                Output::RaiseIncarnation(incarnation) => complain(self.state.record_incarnation(incarnation)),
+                Output::Report(event) => match event.level() {
+                    Level::Info => info!("{event}"),
+                    Level::Warn => warn!("{event}"),
+                },
+                Output::Stopped => return Carried::Stopped,
+            }
+        }
+        Carried::Out
+    }
+
+    /// Shows the core what XDP heard from its peers, when it is time for that.
+    pub(super) fn look(&self, core: &mut Core) {
+        if now_ns() < core.next_look() {
+            return;
+        }
+        for (&member, address) in self.installed.members() {
+            if unmapped(*address) == Some(self.own.octets()) {
+                continue;
+            }
+            match self.installed.heard(member) {
+                Ok(heard) => core.handle(now_ns(), Input::Heard { member, heard }),
+                Err(error) => error!(%error, member, "cannot read what was heard"),
+            }
+        }
+    }
+
+    /// Waits for the next thing to happen at an edge. Cancel-safe.
+    pub(super) async fn next(&mut self) -> io::Result<Happened> {
+        tokio::select! {
+            input = self.sessions.next() => Ok(Happened::Session(input)),
+            ready = self.events.ready() => ready.map(|()| Happened::Events),
+            Some(resolved) = self.resolved.recv() => Ok(Happened::Resolved(resolved)),
+            Some(swept) = self.swept.recv() => Ok(Happened::Swept(swept)),
+        }
+    }
+
+    /// Tells the core what happened, and what more of the same is there already.
+    pub(super) fn take_in(&mut self, core: &mut Core, happened: Happened) {
+        match happened {
+            Happened::Session(input) => {
+                core.handle(now_ns(), input);
+                for input in (0..REPORTS).map_while(|_| self.sessions.try_next()) {
+                    core.handle(now_ns(), input);
+                }
+            }
+            Happened::Events => self.events.take(|key, entry| core.handle(now_ns(), Input::Observed { key, entry })),
+            Happened::Resolved(resolved) => complain(self.installed.resolve(&resolved)),
+            Happened::Swept(Swept::Chunk(entries)) => {
+                for (key, entry) in entries {
+                    core.handle(now_ns(), Input::Observed { key, entry });
+                }
+            }
+            Happened::Swept(Swept::End) => core.handle(now_ns(), Input::Swept),
+        }
+    }
+
+    /// Lets what was said go out, then leaves the datapath or takes it away.
+    pub(super) async fn close(self, on_stop: OnStop) -> anyhow::Result<()> {
+        self.sessions.finish().await;
+        match on_stop {
+            OnStop::Keep => info!("stopped; the datapath goes on"),
+            OnStop::Detach => {
+                self.datapath.remove()?;
+                info!("stopped; the datapath is detached");
+            }
+        }
+        Ok(())
+    }
+
+    fn install(&mut self, tables: crate::core::Tables) {
+        if let Err(error) = self.installed.install(tables) {
+            error!(%error, "the tables are not as configured; the next change tries again");
+        }
+        let members: BTreeMap<u8, Ipv4Addr> =
+            self.installed.members().keys().filter_map(|id| Some((*id, self.address(*id)?))).collect();
+        self.sessions.set_members(members);
+        self.next_hops.follow(self.installed.addresses().collect());
+    }
+
+    fn address(&self, member: u8) -> Option<Ipv4Addr> {
+        self.installed.members().get(&member).and_then(|address| unmapped(*address)).map(Ipv4Addr::from)
+    }
+}
+
+/// Flows that found no room, said once in a while.
+#[derive(Default)]
+struct Full {
+    count: u64,
+    said: Option<Instant>,
+}
+
+impl Full {
+    fn note(&mut self) {
+        self.count += 1;
+        if self.said.is_none_or(|said| said.elapsed() >= FULL_EVERY) {
+            warn!(records = self.count, "the flow table is full; records of peers found no room (node.flows_max)");
+            (self.count, self.said) = (0, Some(Instant::now()));
+        }
+    }
+}
+
+/// A write to a map failed: the agent lives on, and the next write may succeed.
+fn complain<E: std::fmt::Display>(result: Result<(), E>) {
+    if let Err(error) = result {
+        error!(%error, "a table is not as it should be");
+    }
+}

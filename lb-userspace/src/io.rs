@@ -1,0 +1,20 @@
+//! The agent's edges: everything that talks to the kernel, to the network or to a disk.
+//!
+//! The core decides, the driver (`agent`) carries values between it and these modules. Nothing here
+//! blocks the driver: look-ups that can take long have threads of their own (`neighbours`, `sweep`)
+//! and report through bounded channels.
+
+pub mod attach;
+pub mod bpf;
+pub mod clock;
+pub mod datapath;
+pub mod events;
+pub mod flows;
+pub mod neighbours;
+pub mod netlink;
+pub mod pins;
+pub mod probes;
+pub mod sessions;
+pub mod state;
+pub mod sweep;
+pub mod tables;

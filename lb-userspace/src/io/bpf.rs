@@ -1,0 +1,122 @@
+//! What aya 0.14 lacks of bpf(2): reading a map in batches.
+
+use std::{
+    io,
+    marker::PhantomData,
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+};
+
+use aya::maps::MapData;
+use aya_obj::generated::{bpf_attr, bpf_attr__bindgen_ty_3, bpf_cmd};
+use zerocopy::FromBytes;
+
+/// Reads a HASH or ARRAY map a batch at a time (Linux 5.6, commit cb4d03ab499d), from its beginning to its end.
+///
+/// Keys and values are in the same order. Elements that come or go meanwhile may be missed or, when a
+/// hash bucket is read again, seen twice.
+pub struct Batches<K, V> {
+    map: OwnedFd,
+    position: Option<u32>,
+    keys: Vec<K>,
+    values: Vec<V>,
+    ended: bool,
+    _map: PhantomData<(K, V)>,
+}
+
+impl<K: FromBytes + Copy, V: FromBytes + Copy> Batches<K, V> {
+    /// Reads `map` in batches of `size`, which must be able to hold the fullest hash bucket.
+    ///
+    /// # Errors
+    ///
+    /// The map's keys or values are not of the size of `K` and `V`, or its descriptor cannot be duplicated.
+    pub fn of(map: &MapData, size: usize) -> io::Result<Self> {
+        let info = map.info().map_err(io::Error::other)?;
+        // The kernel writes elements of its own idea of their size.
+        if (info.key_size() as usize, info.value_size() as usize) != (size_of::<K>(), size_of::<V>()) {
+            return Err(io::Error::other("the map's elements have another size"));
+        }
+        let map = map.fd().as_fd().try_clone_to_owned()?;
+        let (keys, values) = (vec![K::new_zeroed(); size], vec![V::new_zeroed(); size]);
+        Ok(Self { map, position: None, keys, values, ended: false, _map: PhantomData })
+    }
+
+    /// Starts again at the map's beginning.
+    pub fn rewind(&mut self) {
+        (self.position, self.ended) = (None, false);
+    }
+
+    /// The next batch, which may be empty; `None` after the last.
+    pub fn read(&mut self) -> io::Result<Option<(&[K], &[V])>> {
+        if self.ended {
+            return Ok(None);
+        }
+        let mut next_position = 0_u32;
+        // SAFETY: all fields are integers. The kernel wants everything beyond the `batch` part to be zero.
+        let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+        attr.batch = bpf_attr__bindgen_ty_3 {
+            in_batch: self.position.as_ref().map_or(0, |position| std::ptr::from_ref(position) as u64),
+            out_batch: std::ptr::from_mut(&mut next_position) as u64,
+            keys: self.keys.as_mut_ptr() as u64,
+            values: self.values.as_mut_ptr() as u64,
+            count: self.keys.len() as u32,
+            map_fd: self.map.as_raw_fd() as u32,
+            elem_flags: 0,
+            flags: 0,
+        };
+        // SAFETY: `attr` is a bpf_attr of which the kernel reads the `batch` part and writes `count`. It
+        // writes at most `count` keys and values of the sizes checked in `of`, into vectors of that length; any bytes
+        // are a valid `K` and `V`. The position is four bytes: bucket number or array index.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                bpf_cmd::BPF_MAP_LOOKUP_BATCH as libc::c_long,
+                std::ptr::from_mut(&mut attr),
+                size_of::<bpf_attr>(),
+            )
+        };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            // The end; the elements before it are delivered.
+            if error.raw_os_error() != Some(libc::ENOENT) {
+                return Err(error);
+            }
+            self.ended = true;
+        }
+        self.position = Some(next_position);
+        // SAFETY: the kernel leaves the `batch` part in place.
+        let count = (unsafe { attr.batch.count } as usize).min(self.keys.len());
+        Ok(Some((&self.keys[..count], &self.values[..count])))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::{HashMap, IterableMap as _};
+
+    use super::*;
+
+    /// Needs CAP_BPF; without it there is nothing to test.
+    #[test]
+    fn every_element_is_read_once() {
+        let Ok(mut map) = HashMap::<MapData, u32, u64>::create(10_000, 0) else {
+            eprintln!("skipped: cannot create a map; run as root");
+            return;
+        };
+        for key in 0..5_000_u32 {
+            map.insert(key, u64::from(key) * 3, 0).unwrap();
+        }
+        let mut batches = Batches::<u32, u64>::of(map.map(), 512).unwrap();
+        for _ in 0..2 {
+            let mut seen = std::collections::BTreeSet::new();
+            while let Some((keys, values)) = batches.read().unwrap() {
+                for (key, value) in keys.iter().zip(values) {
+                    assert_eq!(u64::from(*key) * 3, *value);
+                    assert!(seen.insert(*key));
+                }
+            }
+            assert_eq!(seen.len(), 5_000);
+            batches.rewind();
+        }
+        assert!(Batches::<u64, u64>::of(map.map(), 512).is_err());
+    }
+}

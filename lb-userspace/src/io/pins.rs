@@ -1,0 +1,190 @@
+//! The pin directory: where the datapath outlives the agent, and what must hold before it is used again.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{Array, Map, MapData, MapError};
+use lb_common::{abi::SCHEMA, maps, node::Node};
+use rustix::{
+    fs::statfs,
+    mount::{MountFlags, mount},
+};
+use tracing::info;
+
+/// Where bpffs is on every distribution.
+pub const BPFFS: &str = "/sys/fs/bpf";
+
+/// The maps that are pinned, by name.
+pub const PINNED: [&str; 14] = [
+    maps::FLOWS,
+    maps::PENDING,
+    maps::SERVICES,
+    maps::VIP_FILTER,
+    maps::RINGS,
+    maps::BACKENDS,
+    maps::MEMBERS,
+    maps::PEERS,
+    maps::LIVENESS,
+    maps::HEARD,
+    maps::NODE,
+    maps::COUNTERS,
+    maps::BUDGET,
+    maps::EVENTS,
+];
+
+/// `f_type` of bpffs (linux/magic.h).
+const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
+
+/// Why a pin directory cannot be used. In every case nothing was changed in it.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// It does not lie in a bpffs.
+    #[error(
+        "{} is not in a BPF file system; mount one: `mount -t bpf bpf {}`, or choose a directory under {BPFFS}",
+        .0.display(), .0.display()
+    )]
+    NotBpffs(PathBuf),
+    /// bpffs does not take dots in names.
+    #[error("{}: names in a BPF file system may not contain a dot", .0.display())]
+    Dot(PathBuf),
+    /// A pinned map has another shape than the program's.
+    #[error(
+        "{} was made by another version or configuration: {difference}. Run that version or configuration, or remove \
+         the datapath and its flows with `rm -r {}`. Nothing was changed", .path.display(), .directory.display()
+    )]
+    Incompatible {
+        /// The pinned map.
+        path: PathBuf,
+        /// What differs.
+        difference: String,
+        /// The pin directory.
+        directory: PathBuf,
+    },
+    /// A pinned map cannot be read.
+    #[error("{}: {error}", .path.display())]
+    Map {
+        /// The pinned map.
+        path: PathBuf,
+        /// What happened.
+        error: MapError,
+    },
+    /// A file operation failed.
+    #[error("{}: {error}", .path.display())]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What happened.
+        error: io::Error,
+    },
+}
+
+/// What the program expects a map to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// `BPF_MAP_TYPE_*`.
+    pub map_type: u32,
+    /// Bytes of a key.
+    pub key_size: u32,
+    /// Bytes of a value.
+    pub value_size: u32,
+    /// Capacity.
+    pub max_entries: u32,
+    /// `BPF_F_*`.
+    pub flags: u32,
+}
+
+/// Makes sure that `directory` exists in a bpffs, mounting it where every distribution has it.
+pub fn prepare(directory: &Path) -> Result<(), PinsError> {
+    if let Some(name) = directory.file_name()
+        && name.as_encoded_bytes().contains(&b'.')
+    {
+        return Err(PinsError::Dot(directory.to_owned()));
+    }
+    let failed = |error| PinsError::Io { path: directory.to_owned(), error };
+    let existing = directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    if !is_bpffs(existing).map_err(failed)? {
+        if !directory.starts_with(BPFFS) || !Path::new(BPFFS).exists() {
+            return Err(PinsError::NotBpffs(existing.to_owned()));
+        }
+        let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+        mount("bpf", BPFFS, "bpf", flags, c"mode=0700")
+            .map_err(|errno| PinsError::Io { path: BPFFS.into(), error: errno.into() })?;
+        info!("mounted a BPF file system on {BPFFS}");
+    }
+    fs::create_dir_all(directory).map_err(failed)
+}
+
+/// Compares the pinned maps with the shapes that the program expects; pins of other names are not looked at.
+///
+/// aya reuses a pinned map without a look at it, and the kernel then writes elements of the pinned map's
+/// size into the memory of ours. So no pinned map is opened for use before this has been called.
+pub fn check(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<(), PinsError> {
+    for name in PINNED {
+        let path = directory.join(name);
+        let Some(expected) = shapes.get(name).filter(|_| path.exists()) else { continue };
+        let found = shape(&path).map_err(|error| PinsError::Map { path: path.clone(), error })?;
+        if let Some(difference) = difference(&found, expected) {
+            return Err(PinsError::Incompatible { path, difference, directory: directory.to_owned() });
+        }
+    }
+    check_schema(directory)
+}
+
+/// Whether a datapath is pinned here.
+pub fn exist(directory: &Path) -> bool {
+    directory.join(maps::NODE).exists()
+}
+
+/// Removes every pin, and with them, unless something else holds it, the datapath.
+pub fn remove(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        fs::remove_file(entry?.path())?;
+    }
+    fs::remove_dir(directory)
+}
+
+fn check_schema(directory: &Path) -> Result<(), PinsError> {
+    let path = directory.join(maps::NODE);
+    if !path.exists() {
+        return Ok(());
+    }
+    let failed = |error| PinsError::Map { path: path.clone(), error };
+    let map = MapData::from_pin(&path).and_then(Map::from_map_data).map_err(failed)?;
+    let node = Array::<MapData, Node>::try_from(map).and_then(|map| map.get(&0, 0)).map_err(failed)?;
+    // 0: the agent that made the maps was killed before it filled them.
+    if node.schema == SCHEMA || node.schema == 0 {
+        return Ok(());
+    }
+    let difference = format!("its schema is {:016x}, this program's is {SCHEMA:016x}", node.schema);
+    Err(PinsError::Incompatible { path, difference, directory: directory.to_owned() })
+}
+
+fn shape(path: &Path) -> Result<Shape, MapError> {
+    let info = MapData::from_pin(path)?.info()?;
+    Ok(Shape {
+        map_type: info.map_type()? as u32,
+        key_size: info.key_size(),
+        value_size: info.value_size(),
+        max_entries: info.max_entries(),
+        flags: info.map_flags(),
+    })
+}
+
+fn difference(found: &Shape, expected: &Shape) -> Option<String> {
+    let facts = [
+        ("type", found.map_type, expected.map_type),
+        ("key size", found.key_size, expected.key_size),
+        ("value size", found.value_size, expected.value_size),
+        ("capacity", found.max_entries, expected.max_entries),
+        ("flags", found.flags, expected.flags),
+    ];
+    let (name, found, expected) = facts.into_iter().find(|(_, found, expected)| found != expected)?;
+    Some(format!("its {name} is {found}, wanted is {expected}"))
+}
+
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+}

@@ -1,0 +1,47 @@
+//! Sending probes. They are answered, and the answers read, by XDP.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+};
+
+use lb_common::liveness::Probe;
+use socket2::{Domain, Protocol, Socket, Type};
+use zerocopy::IntoBytes as _;
+
+/// DSCP CS6, "network control" (RFC 4594): a full link must not look like a dead peer.
+const TOS_NETWORK_CONTROL: u32 = 48 << 2;
+/// Nothing should arrive here; what does (an interface without the program) is not worth memory.
+const RECEIVE_BYTES: usize = 4096;
+
+/// The socket that probes are sent from.
+#[derive(Debug)]
+pub struct Prober {
+    socket: UdpSocket,
+    port: u16,
+    lost: u64,
+}
+
+impl Prober {
+    /// Binds to this member's address and port, which peers check.
+    pub fn bind(own: Ipv4Addr, port: u16) -> io::Result<Self> {
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
+        socket.set_tos_v4(TOS_NETWORK_CONTROL)?;
+        socket.set_recv_buffer_size(RECEIVE_BYTES)?;
+        socket.set_nonblocking(true)?;
+        socket.bind(&SocketAddrV4::new(own, port).into())?;
+        Ok(Self { socket: socket.into(), port, lost: 0 })
+    }
+
+    /// Sends a probe. One that the kernel does not take is a lost probe like any other.
+    pub fn send(&mut self, to: Ipv4Addr, probe: &Probe) {
+        if self.socket.send_to(probe.as_bytes(), (to, self.port)).is_err() {
+            self.lost += 1;
+        }
+    }
+
+    /// Probes that the kernel did not take.
+    pub fn lost(&self) -> u64 {
+        self.lost
+    }
+}

@@ -1,0 +1,22 @@
+//! The kernel's verdicts, packet by packet: `BPF_PROG_TEST_RUN` over the real programs and real maps.
+//!
+//! Every outcome is checked with its exact bytes, exactly one counter, and the state left behind. Expected bytes are
+//! built with etherparse, which shares no code with the datapath. Needs root.
+
+mod model;
+mod wire;
+mod world;
+
+mod checks;
+mod rig;
+
+mod decap;
+mod handshake;
+mod lifecycle;
+mod limits;
+mod malformed;
+mod owners;
+mod passing;
+mod probes;
+mod rewriting;
+mod tunnel;
