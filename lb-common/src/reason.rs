@@ -64,6 +64,8 @@ reasons! {
     NoService = 2, Pass, "no_service";
     /// For a VIP, but of a protocol that is not balanced.
     NotBalanced = 3, Pass, "not_balanced";
+    /// The agent has not configured the datapath.
+    Unconfigured = 4, Pass, "unconfigured";
 
     /// The flow is known here.
     DeliverKnown = 8, Deliver, "deliver_known";
@@ -110,8 +112,6 @@ reasons! {
     DropNoNextHop = 34, Drop, "drop_no_next_hop";
     /// The driver left no room for the outer header.
     DropHeadroom = 35, Drop, "drop_headroom";
-    /// The agent has not configured the datapath.
-    DropUnconfigured = 36, Drop, "drop_unconfigured";
     /// A probe that is malformed, not for this member, or not from the address of the member it names.
     DropProbe = 37, Drop, "drop_probe";
 }

@@ -40,7 +40,7 @@ type Way = u32;
 
 #[inline(always)]
 fn balance(cursor: &Cursor<'_>) -> (Reason, Way) {
-    let Some(mut maps) = Maps::open() else { return (Reason::NotOurs, 0) };
+    let Some(mut maps) = Maps::open() else { return (Reason::Unconfigured, 0) };
     let packet = match parse(cursor, &maps, cursor.ingress()) {
         Parsed::End(reason) => return (reason, 0),
         Parsed::Probe { from } => return (probe::reflect(cursor, from), cursor.ingress()),

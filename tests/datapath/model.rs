@@ -125,7 +125,7 @@ impl Model {
     pub(crate) fn run(&self, frame: &[u8]) -> Outcome {
         let ended = |reason| Outcome { reason, frame: frame.to_vec(), way: 0 };
         if self.node.id == 0 {
-            return ended(Reason::NotOurs);
+            return ended(Reason::Unconfigured);
         }
         let packet = match parse(frame, self, self.ingress) {
             Parsed::End(reason) => return ended(reason),

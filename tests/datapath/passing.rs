@@ -99,7 +99,7 @@ fn before_the_agent_has_configured_it_everything_passes() {
     let rig = Rig::of(world);
     let syn = Datagram::tcp(5000, "S");
     for frame in [syn.frame(), syn.tunnelled(member_address(2), 0), of_ethertype(0x86dd)] {
-        rig.ends(&frame, Reason::NotOurs);
+        rig.ends(&frame, Reason::Unconfigured);
     }
     rig.remembers_nothing();
 }

@@ -126,7 +126,7 @@ impl BackendSlot {
 /// The writes that turn `installed` into `desired`, in an order in which packets find what they need.
 ///
 /// What is pointed to is there before what points to it, and goes after it: members and backends, then rings, then services;
-/// then `node` (a new datapath drops everything until it has one) and the filter that lets packets in. Then the way back:
+/// then `node` (a datapath without one passes everything) and the filter that lets packets in. Then the way back:
 /// services, rings, backends that new flows must no longer find (a ring without them is in place by now), members.
 pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
     let mut ops = Vec::new();
