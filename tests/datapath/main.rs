@@ -20,3 +20,6 @@ mod passing;
 mod probes;
 mod rewriting;
 mod tunnel;
+
+mod dice;
+mod differential;

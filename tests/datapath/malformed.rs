@@ -9,7 +9,7 @@ use lb_common::{
 use crate::{
     checks::entry,
     model::Model,
-    probes::probe_frame,
+    probes::{self, request},
     rig::Rig,
     wire::Datagram,
     world::{DNS, member_address, port_ranked, world},
@@ -113,7 +113,7 @@ fn every_kind(world: &Model) -> Vec<(&'static str, Vec<u8>)> {
         ),
         ("UDP from a peer", Datagram::udp(port, DNS).tunnelled(member_address(2), 0)),
         ("SYN to be handed off", Datagram::tcp(port_ranked(world, &[2]), "S").frame()),
-        ("probe", probe_frame(2, 1)),
+        ("probe", probes::frame(2, &request(2, 1))),
     ]
 }
 

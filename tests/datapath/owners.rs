@@ -11,6 +11,7 @@ use zerocopy::FromZeros as _;
 use crate::{
     checks::{entry, now_ns},
     model::Model,
+    probes,
     rig::Rig,
     wire::Datagram,
     world::{DNS, member_address, port_ranked, ranking, world},
@@ -198,7 +199,7 @@ fn a_probe_keeps_a_peer_alive_while_the_agent_is_gone() {
     rig.change(|world| world.liveness.lease_until_ns = 1);
     let syn = Datagram::tcp(port_ranked(&rig.world, &[2, 3]), "S");
     rig.delivers(&syn, rig.stateless(&syn), Reason::DeliverStateless);
-    rig.send(&crate::probes::probe_frame(2, 1));
+    rig.send(&probes::frame(2, &probes::request(2, 1)));
     rig.hands_off(&syn, 2, Reason::HandOffUnknown);
 }
 

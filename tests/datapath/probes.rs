@@ -42,17 +42,27 @@ fn datagram(member: u8, probe: &Probe) -> Datagram {
     datagram.with_payload(probe.as_bytes())
 }
 
-/// A good request from a member.
-pub(crate) fn probe_frame(from: u8, to: u8) -> Vec<u8> {
-    datagram(from, &probe(PROBE_REQUEST, from, to)).frame()
+/// A request, good or not.
+pub(crate) fn request(from: u8, to: u8) -> Probe {
+    probe(PROBE_REQUEST, from, to)
+}
+
+/// The echo of `from`'s request, good or not.
+pub(crate) fn echo(from: u8, to: u8) -> Probe {
+    probe(PROBE_ECHO, from, to)
+}
+
+/// A probe from a member's address to this one.
+pub(crate) fn frame(member: u8, probe: &Probe) -> Vec<u8> {
+    datagram(member, probe).frame()
 }
 
 #[test]
 fn a_probe_is_turned_round_and_stamped() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    let request = probe(PROBE_REQUEST, 2, 1);
+    let request = request(2, 1);
     let before = now_ns();
-    let seen = rig.send(&datagram(2, &request).frame());
+    let seen = rig.send(&frame(2, &request));
     let after = now_ns();
 
     let answer = Probe { kind: PROBE_ECHO, ..request };
@@ -82,9 +92,9 @@ fn a_probe_is_turned_round_and_stamped() {
 #[test]
 fn an_echo_is_taken_and_stamped() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    rig.send(&probe_frame(3, 1));
+    rig.send(&frame(3, &request(3, 1)));
     let probed = rig.heard(3);
-    let frame = datagram(3, &probe(PROBE_ECHO, 1, 3)).frame();
+    let frame = frame(3, &echo(1, 3));
     let before = now_ns();
     let seen = rig.send(&frame);
     let after = now_ns();
@@ -105,8 +115,7 @@ fn an_echo_is_taken_and_stamped() {
 #[test]
 fn a_bad_probe_is_dropped_and_stamps_nothing() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    let good = probe(PROBE_REQUEST, 2, 1);
-    let echo = probe(PROBE_ECHO, 1, 2);
+    let (good, echo) = (request(2, 1), echo(1, 2));
     let rows = [
         ("another magic", datagram(2, &Probe { magic: *b"TDMQ", ..good })),
         ("another version", datagram(2, &Probe { version: PROBE_VERSION + 1, ..good })),
@@ -136,7 +145,7 @@ fn a_bad_probe_is_dropped_and_stamps_nothing() {
 #[test]
 fn what_is_no_probe_is_the_hosts() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    let good = datagram(2, &probe(PROBE_REQUEST, 2, 1));
+    let good = datagram(2, &request(2, 1));
     for other in [
         good.clone().with_port(PROBE_PORT + 1),
         good.clone().with_ip_options(1),

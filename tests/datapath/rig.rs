@@ -26,7 +26,7 @@ use lb_common::{
     service::{Service, ServiceKey, VipFilter},
     target::Target,
 };
-use lb_userspace::object::OBJECT;
+use lb_userspace::io::datapath::OBJECT;
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 /// Verdicts of XDP programs (linux/bpf.h).
@@ -82,8 +82,13 @@ struct Tables {
 impl Rig {
     /// Loads the program on new maps and fills them.
     pub(crate) fn of(world: Model) -> Self {
+        Self::with_capacity(world, FLOWS)
+    }
+
+    /// The same, with room for so many flows.
+    pub(crate) fn with_capacity(world: Model, flows: u32) -> Self {
         let mut ebpf = load_object(|loader| {
-            loader.map_max_entries(maps::FLOWS, FLOWS);
+            loader.map_max_entries(maps::FLOWS, flows);
         });
         let mut tables = Tables::of(&mut ebpf);
         xdp(&mut ebpf, "balancer").load().expect("the verifier accepts it");

@@ -1,7 +1,5 @@
 //! What is done as time passes: looks at the peers, probes, masks, and the chores of a round.
 
-use lb_common::liveness::{PROBE_EMPTY, PROBE_GOODBYE, PROBE_READY};
-
 use super::{
     Core, Output,
     event::Event,
@@ -37,15 +35,9 @@ impl Core {
     }
 
     pub(crate) fn probe(&mut self, now: u64, counter: u64, peers: &[u8]) {
-        let mut flags = if self.is_eligible() { PROBE_READY } else { 0 };
-        if self.is_empty && !self.ready {
-            flags |= PROBE_EMPTY;
-        }
-        if self.stopping.is_some() {
-            flags |= PROBE_GOODBYE;
-        }
         for &to in peers {
-            let probe = self.watch.probe(now, to, counter, self.incarnation, flags);
+            let goodbye = self.stopping.is_some();
+            let probe = self.watch.probe(now, to, counter, self.incarnation, self.is_eligible(), goodbye);
             self.outputs.push_back(Output::SendProbe { to, probe });
         }
     }
@@ -66,7 +58,7 @@ impl Core {
                             self.report(Event::PeerDown { peer, misses: self.view.probing.misses });
                         }
                         State::Left => self.report(Event::PeerLeft { peer }),
-                        State::Waiting | State::Rising => self.dial_at_once(now, id),
+                        State::Greeting | State::Rising => self.dial_at_once(now, id),
                         State::Unknown | State::Down => {}
                     }
                 }

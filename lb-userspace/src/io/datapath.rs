@@ -24,7 +24,7 @@ use super::{
 };
 
 /// The programs and their maps, as the build made them.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
 /// The pinned program.
 const PROGRAM_PIN: &str = "prog";
