@@ -98,14 +98,13 @@ pub struct Timeouts {
 }
 
 impl Timeouts {
-    /// `young`: six SYN retries take 63 s. `tcp`: RFC 5382, REQ-5. `closing`: 2 MSL of Linux. `reset`: the least that
-    /// a forged RST may cost (law 5). `udp`: RFC 4787, REQ-5.
+    /// `tcp`: RFC 5382, REQ-5. `closing`: 2 MSL. `reset`: the least that a forged RST may cost (law 5).
     pub const DEFAULT: Self = Self {
-        young: Duration::from_secs(60),
+        young: Duration::from_secs(15),
         tcp: Duration::from_secs(2 * 3600 + 4 * 60),
-        closing: Duration::from_secs(60),
+        closing: Duration::from_secs(120),
         reset: Duration::from_secs(30),
-        udp: Duration::from_secs(120),
+        udp: Duration::from_secs(90),
     };
 }
 

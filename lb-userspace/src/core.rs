@@ -72,6 +72,8 @@ pub struct Core {
     /// The masks as last written; `None` until all peers had their chance to answer.
     masks: Option<(u64, u64)>,
     ready: bool,
+    /// Whether the datapath's maps were new when this agent started.
+    is_empty: bool,
     has_complained: bool,
     stopping: Option<Stopping>,
 
@@ -253,6 +255,7 @@ impl Core {
             watch: Watch::new(now, &view),
             masks: None,
             ready: false,
+            is_empty: adopted.services.is_empty() && adopted.backends.is_empty(),
             has_complained: false,
             stopping: None,
             peers: BTreeMap::new(),

@@ -1,7 +1,11 @@
 //! The agent and the command line of Tandem.
 
 pub mod agent;
+pub mod cli;
 pub mod config;
 pub mod core;
 pub mod decap;
+pub mod inspect;
 pub mod io;
+pub mod object;
+pub mod pinned;

@@ -1,2 +1,5 @@
 //! `tandem`.
-fn main() {}
+
+fn main() -> std::process::ExitCode {
+    lb_userspace::cli::main()
+}

@@ -151,7 +151,8 @@ impl<'a> Show<'a> {
         self.cluster.config.drain(&drained);
 
         let before = if watch.is_some() { self.census(true) } else { before };
-        let protected = before.protected(victim);
+        // Members that share nothing have no other protection than their own tables: all of them count.
+        let protected = before.protected(victim.filter(|_| !self.options.naive));
         let at = Instant::now();
         match (self.options.kill, victim) {
             (Kill::Primary, Some(victim)) => drop(self.cluster.cut(victim)?),
@@ -228,6 +229,7 @@ impl<'a> Show<'a> {
             protected: ledger.long().iter().filter(is_protected).count(),
             broken: broken.iter().filter(is_protected).count() as u64,
             broken_young: broken.iter().filter(|record| !is_protected(record)).count() as u64,
+            oldest_young_ms: broken.iter().filter(|record| !is_protected(record)).map(age_ms).fold(0.0, f64::max),
             faults: count_faults(&ledger),
             short_connections: shorts.done,
             handshakes_failed: shorts.handshakes_failed,
@@ -293,6 +295,13 @@ fn count_faults(ledger: &Ledger) -> BTreeMap<String, u64> {
 fn longest_stall(ledger: &Ledger) -> Duration {
     let facts = ledger.long().iter().map(|record| record.facts());
     facts.filter(|facts| facts.fault.is_none()).map(|facts| facts.longest_wait).max().unwrap_or_default()
+}
+
+/// How old a connection was when it broke.
+fn age_ms(record: &Arc<Record>) -> f64 {
+    let facts = record.facts();
+    let (Some(opened), Some((_, broke))) = (facts.opened, facts.fault) else { return 0.0 };
+    in_ms(broke.saturating_duration_since(opened))
 }
 
 fn in_ms(duration: Duration) -> f64 {

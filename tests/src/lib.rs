@@ -14,6 +14,7 @@ pub mod detection;
 pub mod interrupt;
 pub mod member;
 pub mod netns;
+pub mod passthrough;
 pub mod run;
 pub mod server;
 pub mod tables;

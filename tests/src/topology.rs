@@ -13,11 +13,11 @@
 //! the router carry 1600 bytes: a full-size segment still fits with 20 bytes of outer header.
 //! Servers answer the client through the router, past the balancers.
 
-use std::{net::Ipv4Addr, process::Command, sync::Arc};
+use std::{net::Ipv4Addr, os::fd::OwnedFd, process::Command, sync::Arc};
 
 use anyhow::{Context, Result};
 
-use crate::{command, netns::Namespace, run::Run};
+use crate::{command, netns::Namespace, passthrough, run::Run};
 
 /// The address that the lab's services are on.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 10);
@@ -51,6 +51,8 @@ pub struct Topology {
     /// Spreads packets to the VIP over the announced balancers by a hash of the 5-tuple.
     pub router: Arc<Namespace>,
     announced: Vec<Host>,
+    /// What makes the router's ends take what balancers send by XDP_TX.
+    passthrough: Vec<OwnedFd>,
 }
 
 impl Topology {
@@ -68,13 +70,15 @@ impl Topology {
             // stalls show how long the cluster took, not how long TCP by default waits to find out.
             "route add default via 10.0.0.1 rto_min 20ms",
         ])?;
-        client.sysctl("ipv4/ip_local_port_range", "10000 65000")?;
-        Ok(Self { run, client, router, announced: Vec::new() })
+        client.sysctl("ipv4/ip_local_port_range", "10000 64999")?;
+        Ok(Self { run, client, router, announced: Vec::new(), passthrough: Vec::new() })
     }
 
     /// Adds balancer `id` at 10.0.1.(10 + id). Nothing is routed to it until it is announced.
-    pub fn add_balancer(&self, id: u8) -> Result<Host> {
-        self.add_host(format!("lb{id}"), Ipv4Addr::new(10, 0, 1, 1), Ipv4Addr::new(10, 0, 1, 10 + id))
+    pub fn add_balancer(&mut self, id: u8) -> Result<Host> {
+        let host = self.add_host(format!("lb{id}"), Ipv4Addr::new(10, 0, 1, 1), Ipv4Addr::new(10, 0, 1, 10 + id))?;
+        self.passthrough.push(passthrough::attach(&self.router, &host.name)?);
+        Ok(host)
     }
 
     /// Adds server `number` at 10.0.2.(10 + number), with the VIP on its loopback.
@@ -148,9 +152,8 @@ fn connect(router: &Namespace, link: &str, namespace: &Namespace, mtu: u32) -> R
         &format!("link set {link} up"),
     ])?;
     namespace.ip(&[&format!("link set {INTERFACE} up")])?;
-    // A veth end takes what its peer sends by XDP_TX only if it polls, and GRO makes it poll. The
-    // kernel finishes checksums at the real NIC, which a tunnelled packet never meets: no offload.
-    offload(router.command("ethtool").args(["-K", link, "gro", "on", "tx", "off", "rx", "off"]))?;
+    // The kernel leaves checksums to the NIC, which a tunnelled packet never meets: no offload.
+    offload(router.command("ethtool").args(["-K", link, "tx", "off", "rx", "off"]))?;
     offload(namespace.command("ethtool").args(["-K", INTERFACE, "tx", "off", "rx", "off"]))
 }
 

@@ -146,6 +146,46 @@ fn the_example_is_valid_and_what_it_comments_out_is_the_default() {
 }
 
 #[test]
+fn every_key_is_documented() {
+    let documentation = include_str!("../../../docs/configuration.md");
+    let directory = Directory::new();
+    let inner = ["probe", "timeouts"].map(|table| format!("{table} = {{ zz = 1 }}\n")).concat();
+    let text = VALID
+        .replace("[cluster]\n", &format!("zz = 1\n[cluster]\nzz = 1\n{inner}"))
+        .replace("id = 1\n", "id = 1\nzz = 1\n")
+        .replace("[node]\n", "[node]\nzz = 1\nbudgets = { zz = 1 }\n")
+        .replace("[[service]]\n", "[[service]]\nzz = 1\n")
+        .replace("weight = 50", "zz = 1, weight = 50");
+    let said = directory.parse(&text).unwrap_err();
+    let keys: Vec<&str> = said
+        .lines()
+        .filter_map(|line| line.split_once("keys of ")?.1.split_once(": "))
+        .flat_map(|(_, keys)| keys.split(", "))
+        .collect();
+    assert!(keys.len() > 35, "{keys:?}");
+    for key in keys {
+        let is_there = [
+            format!("| `{key}` |"),
+            format!(" {key},"),
+            format!(" {key} }}"),
+            format!("## `[{key}]`"),
+            format!("## `[[{key}]]`"),
+        ];
+        assert!(is_there.iter().any(|pattern| documentation.contains(pattern)), "{key} is not documented");
+    }
+}
+
+#[test]
+fn the_core_has_the_same_defaults() {
+    let (here, core) = (Timeouts::DEFAULT, crate::core::view::Timeouts::default());
+    assert_eq!([here.young, here.tcp, here.closing], [core.young, core.established, core.closing]);
+    assert_eq!([here.reset, here.udp], [core.reset, core.udp]);
+    let probing = crate::core::view::Probing::default();
+    let cluster = Directory::new().parse(VALID).unwrap().cluster;
+    assert_eq!((cluster.probe_interval, u32::from(cluster.probe_misses)), (probing.interval, probing.misses));
+}
+
+#[test]
 fn everything_can_be_written() {
     let text = VALID
         .replace(
@@ -275,7 +315,7 @@ name = "www"
     assert_eq!(hash(VALID), hash(other));
     assert_eq!(
         hash(VALID),
-        6_779_075_104_761_533_594,
+        15_967_259_388_568_066_725,
         "changed: members of different builds would call their equal configurations different"
     );
 }

@@ -10,6 +10,7 @@ use lb_common::{
     flow::{TCP, UDP},
     service::ServiceKey,
 };
+use serde::{Serialize, Serializer};
 use toml::de::DeValue;
 
 use super::{address, section::Value, value::text};
@@ -38,6 +39,18 @@ impl Protocol {
             TCP => Some(Self::Tcp),
             UDP => Some(Self::Udp),
             _ => None,
+        }
+    }
+}
+
+impl FromStr for Protocol {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "tcp" => Ok(Self::Tcp),
+            "udp" => Ok(Self::Udp),
+            other => Err(format!("protocol {other:?}: tcp and udp are balanced")),
         }
     }
 }
@@ -79,11 +92,7 @@ impl FromStr for Vip {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (socket, protocol) = text.split_once('/').ok_or("no protocol: append /tcp or /udp")?;
-        let protocol = match protocol {
-            "tcp" => Protocol::Tcp,
-            "udp" => Protocol::Udp,
-            other => return Err(format!("protocol {other:?}: tcp and udp are balanced")),
-        };
+        let protocol = protocol.parse()?;
         let socket =
             SocketAddr::from_str(socket).map_err(|_unspecific| format!("{socket:?} is no address with a port"))?;
         if socket.port() == 0 {
@@ -99,6 +108,12 @@ impl FromStr for Vip {
 impl fmt::Display for Vip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(&format!("{}/{}", SocketAddr::new(self.address, self.port), self.protocol))
+    }
+}
+
+impl Serialize for Vip {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -3,14 +3,14 @@
 //! Every peer is probed every interval, and looked at every interval. Its datapath goes through these states:
 //!
 //! ```text
-//!              echo            settled
-//!   Unknown --------> Greeting --------> Up
-//!      ^  ^              |              |  ^
-//!      |  +------lost----+         lost |  | settled
-//!      | back                           v  |  (1 s)
-//!     Left <---- goodbye, from any     Down ---echo---> Rising
-//!                                        ^                |
-//!                                        +---gap, lost----+
+//!              echo             settled
+//!   Unknown --------> Waiting <---------> Up
+//!     ^  ^               |        empty   |  ^
+//!     |  +--gap or lost--+           lost |  | settled
+//!     | back                              v  |
+//!    Left <---- goodbye, from any       Down --echo--> Rising
+//!                                         ^              |
+//!                                         +-gap or lost--+
 //! ```
 //!
 //! Fast down: `misses` probes without an echo. Slow up: after a death the echoes must come for a second without a gap,
@@ -18,20 +18,26 @@
 //! agent does not take a second to see its cluster. A miss is a probe that was sent: a prober that wakes late has sent
 //! nothing meanwhile and misses nothing.
 //!
-//! Its agent is alive when its probes come in, and ready when they say so.
+//! Echoes have settled only when the peer also says that it is ready: a peer with empty tables would deliver known flows
+//! by the stateless answer. One that is up stays up while its agent restarts, unless it says that its maps are new
+//! (`PROBE_EMPTY`). Of a peer whose agent is dead nothing more will be said: a second of echoes is enough.
+//!
+//! A peer's agent is alive when its probes come in.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
-    liveness::{Heard, Liveness, PROBE_GOODBYE, PROBE_MAGIC, PROBE_READY, PROBE_REQUEST, PROBE_VERSION, Probe},
+    liveness::{
+        Heard, Liveness, PROBE_EMPTY, PROBE_GOODBYE, PROBE_MAGIC, PROBE_READY, PROBE_REQUEST, PROBE_VERSION, Probe,
+    },
     rank::bit,
 };
 
 use super::view::{Probing, View};
 
-/// Echoes that make a peer alive that was never dead here.
-pub const GREETING_ECHOES: u32 = 3;
-/// How long a dead peer's echoes must come without a gap before it is alive again.
+/// Echoes that make a ready peer alive that was never dead here.
+pub const FIRST_ECHOES: u32 = 3;
+/// How long the echoes of a dead peer, or of one without an agent, must come without a gap.
 pub const RISE: Duration = Duration::from_secs(1);
 /// Unanswered probes that are a gap: one may still be on its way, and one in a hundred is lost without meaning.
 const GAP: u64 = 2;
@@ -41,8 +47,8 @@ const GAP: u64 = 2;
 pub enum State {
     /// Nothing was heard of it yet.
     Unknown,
-    /// Its first echoes have come.
-    Greeting,
+    /// Its echoes come, but it is not known to be ready.
+    Waiting,
     /// Alive.
     Up,
     /// Dead.
@@ -58,12 +64,14 @@ pub enum State {
 pub enum Sign {
     /// An echo that is new.
     Echo,
-    /// The same, and echoes have come for long enough.
+    /// The same, echoes have come for long enough, and the peer is ready or has no agent to say so.
     Settled,
     /// Several probes in a row without an echo.
     Gap,
     /// All of the last `misses` probes without an echo.
     Lost,
+    /// The peer says that its maps are new.
+    Empty,
     /// The peer says that it stops.
     Goodbye,
     /// A later incarnation of a peer that had left.
@@ -72,41 +80,43 @@ pub enum Sign {
 
 impl State {
     /// Every state.
-    pub const ALL: [Self; 6] = [Self::Unknown, Self::Greeting, Self::Up, Self::Down, Self::Rising, Self::Left];
+    pub const ALL: [Self; 6] = [Self::Unknown, Self::Waiting, Self::Up, Self::Down, Self::Rising, Self::Left];
 
     /// The state after a sign.
     pub const fn after(self, sign: Sign) -> Self {
-        use Sign::{Back, Echo, Gap, Goodbye, Lost, Settled};
+        use Sign::{Back, Echo, Empty, Gap, Goodbye, Lost, Settled};
         match (self, sign) {
-            (Self::Unknown, Echo) => Self::Greeting,
+            (Self::Unknown, Echo) => Self::Waiting,
             (Self::Unknown, Settled) => Self::Up,
-            (Self::Unknown, Gap | Lost | Back) => Self::Unknown,
+            (Self::Unknown, Gap | Lost | Empty | Back) => Self::Unknown,
 
-            (Self::Greeting, Echo | Gap | Back) => Self::Greeting,
-            (Self::Greeting, Settled) => Self::Up,
-            (Self::Greeting, Lost) => Self::Unknown,
+            (Self::Waiting, Echo | Empty | Back) => Self::Waiting,
+            (Self::Waiting, Settled) => Self::Up,
+            (Self::Waiting, Gap | Lost) => Self::Unknown,
 
             (Self::Up, Echo | Settled | Gap | Back) => Self::Up,
+            (Self::Up, Empty) => Self::Waiting,
             (Self::Up, Lost) => Self::Down,
 
             (Self::Down, Echo | Settled) => Self::Rising,
-            (Self::Down, Gap | Lost | Back) => Self::Down,
+            (Self::Down, Gap | Lost | Empty | Back) => Self::Down,
 
-            (Self::Rising, Echo | Back) => Self::Rising,
+            (Self::Rising, Echo | Empty | Back) => Self::Rising,
             (Self::Rising, Settled) => Self::Up,
             (Self::Rising, Gap | Lost) => Self::Down,
 
-            (Self::Left, Echo | Settled | Gap | Lost | Goodbye) => Self::Left,
+            (Self::Left, Echo | Settled | Gap | Lost | Empty | Goodbye) => Self::Left,
             (Self::Left, Back) => Self::Unknown,
 
-            (Self::Unknown | Self::Greeting | Self::Up | Self::Down | Self::Rising, Goodbye) => Self::Left,
+            (Self::Unknown | Self::Waiting | Self::Up | Self::Down | Self::Rising, Goodbye) => Self::Left,
         }
     }
 }
 
 impl Sign {
     /// Every sign.
-    pub const ALL: [Self; 6] = [Self::Echo, Self::Settled, Self::Gap, Self::Lost, Self::Goodbye, Self::Back];
+    pub const ALL: [Self; 7] =
+        [Self::Echo, Self::Settled, Self::Gap, Self::Lost, Self::Empty, Self::Goodbye, Self::Back];
 }
 
 /// Something about a peer is not as it was.
@@ -141,12 +151,13 @@ struct Peer {
     since: u64,
     /// The latest round that was echoed.
     echoed: u64,
-    /// Echoes in a row, while `Greeting`.
+    /// Echoes in a row, while `Waiting`.
     echoes: u32,
-    /// Start of the row, while `Rising`.
-    rising_since: u64,
+    /// Start of the row, while `Waiting` or `Rising`.
+    clean_since: u64,
     agent: bool,
     ready: bool,
+    is_empty: bool,
     /// Its incarnation by its latest session.
     incarnation: u32,
     /// The incarnation that said goodbye.
@@ -283,8 +294,8 @@ impl Watch {
         Liveness { forwarding: self.forwarding(), eligible: self.eligible(ready), lease_until_ns: now + self.silence() }
     }
 
-    /// What to say to a peer.
-    pub(crate) fn probe(&self, now: u64, to: u8, counter: u64, incarnation: u32, ready: bool, goodbye: bool) -> Probe {
+    /// What to say to a peer; `flags` are `PROBE_*`.
+    pub(crate) fn probe(&self, now: u64, to: u8, counter: u64, incarnation: u32, flags: u8) -> Probe {
         Probe {
             magic: PROBE_MAGIC,
             version: PROBE_VERSION,
@@ -292,12 +303,12 @@ impl Watch {
             from: self.me,
             to,
             incarnation: incarnation.to_be_bytes(),
-            flags: if ready { PROBE_READY } else { 0 } | if goodbye { PROBE_GOODBYE } else { 0 },
+            flags,
             padding: [0; 3],
             counter: counter.to_be_bytes(),
             sent_ns: now.to_be_bytes(),
             forwarding: self.forwarding().to_be_bytes(),
-            eligible: self.eligible(ready).to_be_bytes(),
+            eligible: self.eligible(flags & PROBE_READY != 0).to_be_bytes(),
             tag: [0; 8],
             reserved: [0; 8],
         }
@@ -326,9 +337,10 @@ impl Peer {
             since: round,
             echoed: round,
             echoes: 0,
-            rising_since: 0,
+            clean_since: 0,
             agent: false,
             ready: false,
+            is_empty: false,
             incarnation: 0,
             left: 0,
         }
@@ -348,17 +360,15 @@ impl Peer {
         if self.state == State::Left && !says_goodbye && self.agent && self.heard.incarnation > self.left {
             return Some(Sign::Back);
         }
+        if self.state == State::Up && self.is_empty {
+            return Some(Sign::Empty);
+        }
         // An echo of an earlier start, or a number that was never sent, is none.
         let echo = self.heard.echo_counter;
         if echo > self.echoed && echo <= round && echo > self.since {
             self.echoed = echo;
             self.echoes += 1;
-            let has_settled = match self.state {
-                State::Unknown | State::Greeting => self.echoes >= GREETING_ECHOES,
-                State::Rising => now.saturating_sub(self.rising_since) >= RISE.as_nanos() as u64,
-                State::Up | State::Down | State::Left => false,
-            };
-            return Some(if has_settled { Sign::Settled } else { Sign::Echo });
+            return Some(if self.has_settled(now) { Sign::Settled } else { Sign::Echo });
         }
         let unanswered = self.unanswered(round);
         if unanswered >= misses {
@@ -367,6 +377,17 @@ impl Peer {
             Some(Sign::Gap)
         } else {
             None
+        }
+    }
+
+    /// Whether the echo that has just come is enough.
+    fn has_settled(&self, now: u64) -> bool {
+        let is_long = now.saturating_sub(self.clean_since) >= RISE.as_nanos() as u64;
+        match self.state {
+            State::Waiting if self.agent => self.ready && self.echoes >= FIRST_ECHOES,
+            State::Rising if self.agent => self.ready && is_long,
+            State::Waiting | State::Rising => is_long,
+            State::Unknown | State::Up | State::Down | State::Left => false,
         }
     }
 
@@ -381,8 +402,8 @@ impl Peer {
         self.state = to;
         match to {
             State::Unknown | State::Left => self.echoes = 0,
-            State::Rising => self.rising_since = now,
-            State::Greeting | State::Up | State::Down => {}
+            State::Waiting | State::Rising => self.clean_since = now,
+            State::Up | State::Down => {}
         }
         changes.push((id, Change::Datapath { from, to }));
     }
@@ -397,6 +418,7 @@ impl Peer {
             changes.push((id, Change::Agent { alive }));
         }
         let ready = is_of_now && self.heard.flags & PROBE_READY != 0 && self.heard.flags & PROBE_GOODBYE == 0;
+        self.is_empty = is_of_now && self.heard.flags & PROBE_EMPTY != 0;
         if ready != self.ready {
             self.ready = ready;
             changes.push((id, Change::Ready));

@@ -1,5 +1,7 @@
 //! What is done as time passes: looks at the peers, probes, masks, and the chores of a round.
 
+use lb_common::liveness::{PROBE_EMPTY, PROBE_GOODBYE, PROBE_READY};
+
 use super::{
     Core, Output,
     event::Event,
@@ -35,9 +37,15 @@ impl Core {
     }
 
     pub(crate) fn probe(&mut self, now: u64, counter: u64, peers: &[u8]) {
+        let mut flags = if self.is_eligible() { PROBE_READY } else { 0 };
+        if self.is_empty && !self.ready {
+            flags |= PROBE_EMPTY;
+        }
+        if self.stopping.is_some() {
+            flags |= PROBE_GOODBYE;
+        }
         for &to in peers {
-            let goodbye = self.stopping.is_some();
-            let probe = self.watch.probe(now, to, counter, self.incarnation, self.is_eligible(), goodbye);
+            let probe = self.watch.probe(now, to, counter, self.incarnation, flags);
             self.outputs.push_back(Output::SendProbe { to, probe });
         }
     }
@@ -58,7 +66,7 @@ impl Core {
                             self.report(Event::PeerDown { peer, misses: self.view.probing.misses });
                         }
                         State::Left => self.report(Event::PeerLeft { peer }),
-                        State::Greeting | State::Rising => self.dial_at_once(now, id),
+                        State::Waiting | State::Rising => self.dial_at_once(now, id),
                         State::Unknown | State::Down => {}
                     }
                 }

@@ -45,6 +45,11 @@ impl<K: FromBytes + Copy, V: FromBytes + Copy> Batches<K, V> {
         (self.position, self.ended) = (None, false);
     }
 
+    /// How far reading has come: in a HASH the first bucket that was not read, of as many as the capacity's next power of two.
+    pub fn position(&self) -> Option<u32> {
+        self.position
+    }
+
     /// The next batch, which may be empty; `None` after the last.
     pub fn read(&mut self) -> io::Result<Option<(&[K], &[V])>> {
         if self.ended {

@@ -43,7 +43,8 @@ Examples:
   cargo xtask demo --connections 1000 --seconds 30
   cargo xtask demo --json | tail -1 | jq .broken
 
-A connection is `protected` when, just before the cut, at least one survivor's flow table has it.
+A connection is `protected` when, just before the cut, at least one survivor's flow table has it
+(with --naive: any member's, as there each has its own and no other).
 `Longest stall` is the longest time that a surviving connection waited for an answer without
 progress. The client's route has rto_min 20 ms, so that it shows what the cluster took and not
 the 200 ms that TCP waits by default.

@@ -5,13 +5,15 @@ use crate::core::liveness::{RISE, Sign, State};
 
 #[test]
 fn the_table_is_the_diagram() {
-    use Sign::{Back, Echo, Gap, Goodbye, Lost, Settled};
-    use State::{Down, Greeting, Left, Rising, Unknown, Up};
+    use Sign::{Back, Echo, Empty, Gap, Goodbye, Lost, Settled};
+    use State::{Down, Left, Rising, Unknown, Up, Waiting};
     let moves = [
-        (Unknown, Echo, Greeting),
+        (Unknown, Echo, Waiting),
         (Unknown, Settled, Up),
-        (Greeting, Settled, Up),
-        (Greeting, Lost, Unknown),
+        (Waiting, Settled, Up),
+        (Waiting, Gap, Unknown),
+        (Waiting, Lost, Unknown),
+        (Up, Empty, Waiting),
         (Up, Lost, Down),
         (Down, Echo, Rising),
         (Down, Settled, Rising),
@@ -19,7 +21,7 @@ fn the_table_is_the_diagram() {
         (Rising, Gap, Down),
         (Rising, Lost, Down),
         (Unknown, Goodbye, Left),
-        (Greeting, Goodbye, Left),
+        (Waiting, Goodbye, Left),
         (Up, Goodbye, Left),
         (Down, Goodbye, Left),
         (Rising, Goodbye, Left),
@@ -133,6 +135,40 @@ fn a_peer_that_is_not_ready_is_not_eligible() {
     net.host(1).heard.get_mut(&2).expect("heard").flags &= !PROBE_READY;
     net.kill(2);
     net.run(20 * MS);
+    assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b01));
+}
+
+#[test]
+fn a_returning_peer_with_empty_tables_gets_no_known_flows_before_it_is_ready() {
+    let mut net = Net::new(2);
+    net.begin(1, STATE_ESTABLISHED);
+    net.run(60 * MS);
+    // So short an absence that nobody notices it by probes.
+    net.kill(2);
+    net.host(2).tables = None;
+    net.host(2).flows.clear();
+    net.stalled.insert(1);
+    net.start(2);
+    net.run(21 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "it says that it is empty");
+    net.run(2 * S);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
+    net.release(1);
+    net.run(S);
+    assert!(net.hosts[&2].flows.contains_key(&key(1)));
+    assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b11));
+}
+
+#[test]
+fn a_peer_without_an_agent_is_up_after_a_second_of_echoes() {
+    let mut net = Net::new(2);
+    net.kill(2);
+    net.run(200 * MS);
+    net.kill(1);
+    net.start(1);
+    net.run(900 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
+    net.run(200 * MS);
     assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b01));
 }
 

@@ -1,0 +1,93 @@
+//! The command line. Data goes to stdout, words go to stderr, and every exit code has one meaning.
+//!
+//! What it says to a program (exit codes, `-o json`) is stable; what it says to people may change.
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use clap::{Parser, Subcommand};
+
+mod cluster;
+mod decap;
+mod explain;
+mod failure;
+mod get;
+mod paint;
+mod place;
+mod run;
+mod status;
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use failure::{Exit, Failure};
+
+/// Tandem: a layer-4 load balancer whose members survive each other
+#[derive(Debug, Parser)]
+#[command(
+    name = "tandem",
+    version,
+    args_conflicts_with_subcommands = true,
+    before_long_help = "\
+Examples:
+  tandem                                                     how is this member? (= tandem status)
+  tandem get flows --vip 203.0.113.10:80                     who is connected
+  tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
+  tandem cluster keygen /etc/tandem/hash.key                 a new secret for a cluster
+  tandem run --config /etc/tandem/tandem.toml                the agent",
+    after_long_help = "\
+Exit codes:
+  0  ok
+  1  failed
+  2  wrong usage
+  3  no datapath or agent found
+  4  the configuration is invalid
+  5  degraded (status)"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Option<Command>,
+    #[command(flatten)]
+    status: status::Arguments,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(status::Arguments),
+    Get(get::Arguments),
+    Explain(explain::Arguments),
+    Cluster(cluster::Arguments),
+    Run(run::Arguments),
+    Decap(decap::Arguments),
+}
+
+/// Runs the command that the process was started with.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        None => status::run(&cli.status),
+        Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::Get(arguments)) => get::run(&arguments),
+        Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Cluster(arguments)) => cluster::run(&arguments),
+        Some(Command::Run(arguments)) => run::run(&arguments),
+        Some(Command::Decap(arguments)) => decap::run(&arguments),
+    };
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Prints data. A reader that has seen enough (`| head`) is no error.
+fn print(data: &str) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    match stdout.write_all(data.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new(Exit::Failed, format!("writing to stdout: {error}")))
+        }
+        _ => Ok(()),
+    }
+}

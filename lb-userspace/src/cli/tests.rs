@@ -1,0 +1,242 @@
+//! What the commands print, and that help begins with examples everywhere.
+
+use clap::CommandFactory;
+use lb_common::{
+    abi::SCHEMA,
+    address::mapped,
+    liveness::{Heard, Liveness},
+    maps::FLOWS_MAX,
+    node::Node,
+    rank::{Seed, seed},
+    reason::{Counter, REASONS, Reason},
+    ring::Ring,
+    service::{Service, ServiceKey},
+    target::{NextHop, TARGET_DRAINING, TARGET_SERVING, Target},
+};
+use zerocopy::FromZeros;
+
+use super::{paint::Paint, *};
+use crate::{
+    config::Names,
+    inspect::status::{Readings, Status},
+    pinned::FlowCount,
+};
+
+#[test]
+fn the_command_tree_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn long_help_begins_with_examples_and_an_example_of_each_parses() {
+    fn walk(command: &clap::Command) -> usize {
+        let mut count = 0;
+        if command.get_name() != "help" {
+            let help = command.get_before_long_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.starts_with("Examples:\n  tandem "), "{} has no examples", command.get_name());
+            for example in help.lines().filter_map(|line| line.strip_prefix("  tandem")) {
+                let words = example.split("   ").next().unwrap_or_default().split(" | ").next().unwrap_or_default();
+                let words = std::iter::once("tandem").chain(words.split_whitespace());
+                if let Err(error) = Cli::try_parse_from(words) {
+                    panic!("{example}: {error}");
+                }
+                count += 1;
+            }
+        }
+        count + command.get_subcommands().map(walk).sum::<usize>()
+    }
+    assert!(walk(&Cli::command()) > 15);
+}
+
+#[test]
+fn a_bare_command_is_status_with_its_options() {
+    let cli = Cli::try_parse_from(["tandem", "-o", "json", "--pin-dir", "/x"]).unwrap();
+    assert!(cli.command.is_none());
+}
+
+#[test]
+fn endpoints_may_leave_out_port_and_protocol() {
+    let parse = |text: &str| text.parse::<get::Endpoint>().map(|found| (found.port, found.protocol));
+    let tcp = Some(crate::config::Protocol::Tcp);
+    assert_eq!(parse("203.0.113.10"), Ok((None, None)));
+    assert_eq!(parse("203.0.113.10:80"), Ok((Some(80), None)));
+    assert_eq!(parse("203.0.113.10:80/tcp"), Ok((Some(80), tcp)));
+    assert_eq!(parse("203.0.113.10/tcp"), Ok((None, tcp)));
+    assert!(parse("web").is_err());
+}
+
+#[test]
+fn columns_are_aligned_and_never_empty() {
+    let mut table = table::Table::new(&["NAME", "COUNT"], &[1]);
+    table.row(["a".into(), "5".into()]);
+    table.row([String::new(), "1,000".into()]);
+    assert_eq!(table.render(true), "NAME  COUNT\na         5\n-     1,000\n");
+    assert_eq!(table.render(false), "a      5\n-  1,000\n");
+}
+
+#[test]
+fn every_reason_is_documented_with_what_is_done() {
+    use lb_common::reason::{Action, Reason};
+
+    let documentation = include_str!("../../../docs/reasons.md");
+    for reason in Reason::ALL {
+        let title = format!("\n### `{}`\n", reason.name());
+        let (before, after) =
+            documentation.split_once(&title).unwrap_or_else(|| panic!("{} is not documented", reason.name()));
+        let section = before.rsplit("\n## ").next().and_then(|section| section.lines().next()).unwrap_or_default();
+        let expected = match reason.action() {
+            Action::Pass => "Left to the host",
+            Action::Deliver => "Delivered to a backend",
+            Action::HandOff => "Handed to another member",
+            Action::Answer | Action::Consume => "Between members",
+            Action::Drop => "Dropped",
+        };
+        assert_eq!(section, expected, "{}", reason.name());
+        let text = after.split("\n#").next().unwrap_or_default();
+        assert!(reason.action() != Action::Drop || text.contains("**Cure**"), "{} has no cure", reason.name());
+    }
+    let documented = documentation.matches("\n### `").count();
+    assert_eq!(documented, Reason::ALL.len(), "a reason is documented that does not exist");
+}
+
+const NOW: u64 = 1_000_000_000_000;
+
+/// Member 1 of 2, in good health.
+fn readings() -> Readings {
+    let next_hop = NextHop { ifindex: 1, destination: [2, 0, 0, 0, 0, 9], mtu: 1500, ..Target::NONE.next_hop };
+    let target = |address, state| Target { address: mapped(address), next_hop, ring: 3, state, padding: [0; 3] };
+    let mut node = Node::new_zeroed();
+    (node.schema, node.id, node.members, node.configured) = (SCHEMA, 1, 2, 0b11);
+    (node.address, node.incarnation) = (mapped([10, 0, 1, 11]), 5);
+    for (slot, id) in node.seeds.iter_mut().zip(1..=2) {
+        *slot = Seed { seed: seed(id), id: u64::from(id) };
+    }
+    let (echo_ns, echo_sent_ns) = (NOW - 2_000_000, NOW - 2_084_000);
+    let heard = Heard { probe_ns: NOW - 7_000_000, echo_ns, echo_sent_ns, incarnation: 3, ..Heard::new_zeroed() };
+    let mut counters = vec![Counter { packets: 0, bytes: 0 }; REASONS];
+    counters[Reason::DeliverKnown as usize] = Counter { packets: 1_234_567, bytes: 98_765_432 };
+    counters[Reason::DropFragment as usize] = Counter { packets: 3, bytes: 4_500 };
+    let key = ServiceKey { address: mapped([203, 0, 113, 10]), port: [0, 80], protocol: 6, padding: 0 };
+    Readings {
+        now_ns: NOW,
+        node,
+        liveness: Liveness { forwarding: 0b11, eligible: 0b11, lease_until_ns: NOW + 80_000_000 },
+        heard: vec![Heard::new_zeroed(), Heard::new_zeroed(), heard],
+        members: [0, 11, 12].map(|last| target([10, 0, 1, last], TARGET_SERVING)).to_vec(),
+        backends: vec![Target::NONE, target([10, 0, 2, 11], TARGET_SERVING), target([10, 0, 2, 12], TARGET_DRAINING)],
+        services: vec![(key, Service { ring: 3, padding: [0; 4] }, Some(Box::new(Ring { slots: [1; 16384] })))],
+        counters,
+        flows: FlowCount { flows: 12_345, is_exact: true },
+        flows_max: FLOWS_MAX,
+        interfaces: vec!["eth0".into()],
+    }
+}
+
+fn judged(readings: &Readings) -> Status {
+    let names = Names::parse(
+        r#"version = 1
+cluster.name = "edge-1"
+cluster.member = [{ id = 1, name = "lb1" }, { id = 2, name = "lb2" }]
+[[service]]
+name = "web"
+vip = ["203.0.113.10:80/tcp"]
+"#,
+    );
+    crate::inspect::status::status(readings, &names)
+}
+
+#[test]
+fn status_of_a_healthy_member_is_one_screen() {
+    let expected = "\
+ok: lb1 of edge-1, 2 of 2 members take new flows
+
+agent     alive, lease for 80 ms, incarnation 5
+attached  to eth0
+flows     12,345 of 1,048,576
+
+ID  MEMBER      ADDRESS    FORWARDING  ELIGIBLE  PROBE     ECHO      RTT    INCARNATION  VIA
+1   lb1 (this)  10.0.1.11  yes         yes       -         -         -      5            -
+2   lb2         10.0.1.12  yes         yes       7 ms ago  2 ms ago  84 us  3            lo 02:00:00:00:00:09
+
+SERVICE  VIP                  SERVING  DRAINING  DOWN  REMOVED  UNREACHABLE  NEW FLOWS
+web      203.0.113.10:80/tcp        1         1     0        0            0  yes
+
+OUTCOME        ACTION     PACKETS     BYTES
+deliver_known  deliver  1,234,567  94.2 MiB
+drop_fragment  drop             3    4500 B
+";
+    assert_eq!(status::render(&judged(&readings()), Paint::off()), expected);
+}
+
+#[test]
+fn every_cause_of_a_bad_verdict_has_its_line() {
+    type Fault = fn(&mut Readings);
+    let faults: [(Fault, &str); 10] = [
+        (|r| r.interfaces.clear(), "down: lb1 of edge-1: the datapath is attached to no interface"),
+        (
+            |r| r.node = Node::new_zeroed(),
+            "down: member 0 of edge-1: the agent has not configured the datapath: packets for VIPs are dropped",
+        ),
+        (
+            |r| r.liveness.lease_until_ns = NOW - 3_200_000_000,
+            "degraded: lb1 of edge-1: the agent has been dead for 3.2 s: known flows go on, new ones are left to other members",
+        ),
+        (
+            |r| r.liveness.lease_until_ns = 0,
+            "degraded: lb1 of edge-1: the agent has never vouched for this datapath: known flows go on, new ones are left to \
+             other members",
+        ),
+        (|r| r.liveness.eligible = 0b10, "degraded: lb1 of edge-1: this member is not ready: it owns no new flows"),
+        (
+            |r| r.liveness.eligible = 0b01,
+            "degraded: lb1 of edge-1: lb2 owns no new flows: its agent is dead or not ready",
+        ),
+        (
+            |r| (r.liveness.forwarding, r.liveness.eligible) = (0b01, 0b01),
+            "degraded: lb1 of edge-1: lb2 is not forwarding: last echo 2 ms ago",
+        ),
+        (
+            |r| r.backends[1].state = 4,
+            "degraded: lb1 of edge-1: web (203.0.113.10:80/tcp) takes no new flows: none of its backends is serving",
+        ),
+        (
+            |r| r.backends[2].next_hop.ifindex = 0,
+            "degraded: lb1 of edge-1: web (203.0.113.10:80/tcp): next hop not resolved for 1 of its backends",
+        ),
+        (
+            |r| r.flows.flows = 1_000_000,
+            "degraded: lb1 of edge-1: the flow table is 95 % full: beyond it new flows are unprotected",
+        ),
+    ];
+    for (fault, expected) in faults {
+        let mut readings = readings();
+        fault(&mut readings);
+        let status = judged(&readings);
+        assert_eq!(status.problems.len(), 1, "{:?}", status.problems);
+        assert_eq!(status::render(&status, Paint::off()).lines().next(), Some(expected));
+    }
+}
+
+#[test]
+fn the_worst_comes_first_and_the_rest_follows() {
+    let mut readings = readings();
+    readings.liveness.eligible = 0b01;
+    readings.interfaces.clear();
+    let text = status::render(&judged(&readings), Paint::off());
+    let lines: Vec<_> = text.lines().take(2).collect();
+    assert_eq!(lines[0], "down: lb1 of edge-1: the datapath is attached to no interface");
+    assert_eq!(lines[1], "  also: lb2 owns no new flows: its agent is dead or not ready");
+}
+
+#[test]
+fn json_has_the_fields_that_programs_rely_on() {
+    let json = serde_json::to_value(judged(&readings())).unwrap();
+    assert_eq!(json["verdict"], "ok");
+    assert_eq!(json["member"]["name"], "lb1");
+    assert_eq!(json["agent"]["lease_ms"], 80);
+    assert_eq!(json["members"][1]["rtt_ns"], 84_000);
+    assert_eq!(json["members"][1]["address"], "10.0.1.12");
+    assert_eq!(json["services"][0]["vip"], "203.0.113.10:80/tcp");
+    assert_eq!(json["flows"]["used"], 12_345);
+    assert_eq!(json["packets"][1]["reason"], "drop_fragment");
+}

@@ -1,0 +1,108 @@
+//! What is wrong, from the facts of a status.
+
+use serde::Serialize;
+
+use super::{MemberStatus, ServiceStatus, Status};
+use crate::inspect::words::duration;
+
+/// From good to bad.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// As configured.
+    Ok,
+    /// Works, with less than what is configured.
+    Degraded,
+    /// Balances nothing.
+    Down,
+}
+
+/// Something that is not as it should be.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Problem {
+    /// How bad it is for this member.
+    pub severity: Verdict,
+    /// What it is.
+    pub text: String,
+}
+
+/// Above this the flow table is called nearly full.
+const FULL_PERCENT: u64 = 90;
+
+pub(super) fn problems(status: &Status) -> Vec<Problem> {
+    if status.member.id == 0 {
+        return vec![down("the agent has not configured the datapath: packets for VIPs are dropped")];
+    }
+    let mut problems = Vec::new();
+    if status.interfaces.is_empty() {
+        problems.push(down("the datapath is attached to no interface"));
+    }
+    problems.extend(agent(status));
+    problems.extend(status.members.iter().filter_map(|member| peer(member, status.agent.alive)));
+    problems.extend(status.services.iter().flat_map(service));
+    let used = status.flows.used.saturating_mul(100) / u64::from(status.flows.max).max(1);
+    if used >= FULL_PERCENT {
+        problems.push(degraded(format!("the flow table is {used} % full: beyond it new flows are unprotected")));
+    }
+    problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
+    problems
+}
+
+fn agent(status: &Status) -> Option<Problem> {
+    let effect = "known flows go on, new ones are left to other members";
+    match (status.agent.alive, status.agent.dead_for_ms) {
+        (true, _) => {
+            let this = status.members.iter().find(|member| member.this)?;
+            (!this.eligible).then(|| degraded("this member is not ready: it owns no new flows"))
+        }
+        (false, Some(ms)) => Some(degraded(format!("the agent has been dead for {}: {effect}", duration(ms)))),
+        (false, None) => Some(degraded(format!("the agent has never vouched for this datapath: {effect}"))),
+    }
+}
+
+/// The masks are the agent's; a dead one's say nothing new.
+fn peer(member: &MemberStatus, is_agent_alive: bool) -> Option<Problem> {
+    if member.this || !is_agent_alive {
+        return None;
+    }
+    let name = member.member.title();
+    match (member.forwarding, member.eligible) {
+        (true, true) => None,
+        (true, false) => Some(degraded(format!("{name} owns no new flows: its agent is dead or not ready"))),
+        (false, _) => Some(degraded(match member.echo_age_ms {
+            Some(ms) => format!("{name} is not forwarding: last echo {} ago", duration(ms)),
+            None => format!("{name} is not forwarding: it was never heard"),
+        })),
+    }
+}
+
+fn service(service: &ServiceStatus) -> Vec<Problem> {
+    let name = service.title();
+    let mut problems = Vec::new();
+    if !service.takes_new_flows {
+        problems.push(degraded(format!("{name} takes no new flows: none of its backends is serving")));
+    }
+    if service.unreachable != 0 {
+        let count = service.unreachable;
+        problems.push(degraded(format!("{name}: next hop not resolved for {count} of its backends")));
+    }
+    problems
+}
+
+impl ServiceStatus {
+    /// Name and VIP, or the VIP.
+    pub fn title(&self) -> String {
+        match &self.name {
+            Some(name) => format!("{name} ({})", self.vip),
+            None => self.vip.to_string(),
+        }
+    }
+}
+
+fn down(text: impl Into<String>) -> Problem {
+    Problem { severity: Verdict::Down, text: text.into() }
+}
+
+fn degraded(text: impl Into<String>) -> Problem {
+    Problem { severity: Verdict::Degraded, text: text.into() }
+}

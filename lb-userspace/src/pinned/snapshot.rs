@@ -1,0 +1,159 @@
+//! The tables of one decision, copied: what `steer` needs to decide on one flow, at one moment.
+
+use lb_common::{
+    address::Address,
+    flow::{FlowEntry, FlowKey, FlowKeyV4, Pending},
+    liveness::{Heard, Liveness},
+    node::Node,
+    rank::{Owners, rank},
+    ring::{RING_SLOTS, Ring},
+    service::{Service, ServiceKey},
+    steer::{Flows, Inserted, Lifecycle, Tables},
+    target::Target,
+};
+
+use super::{Pinned, PinnedError};
+
+/// A copy of what the datapath would look at for one flow. What a decision would write is not written.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// When it was taken: `CLOCK_MONOTONIC`, in nanoseconds.
+    pub now_ns: u64,
+    /// This member.
+    pub node: Node,
+    /// The agent's masks and lease.
+    pub liveness: Liveness,
+    /// What was last heard of the members, by id.
+    pub heard: Vec<Heard>,
+    /// The members, by id.
+    pub members: Vec<Target>,
+    /// The backends, by slot.
+    pub backends: Vec<Target>,
+    /// The flow that the rest is about.
+    pub key: FlowKeyV4,
+    /// Whether the flow's destination is a VIP.
+    pub is_vip: bool,
+    /// Its service.
+    pub service: Option<Service>,
+    /// Its service's ring.
+    pub ring: Option<Box<Ring>>,
+    /// Its entry.
+    pub entry: Option<FlowEntry>,
+    /// What is remembered of it without an entry.
+    pub pending: Option<Pending>,
+}
+
+impl Snapshot {
+    /// Copies what concerns the flow `key`; `clock` is asked last, so that nothing is younger than `now_ns`.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the maps.
+    pub fn take(pinned: &Pinned, key: FlowKeyV4, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
+        let service = pinned.service(&key.service())?;
+        let ring = match service {
+            Some(service) => pinned.ring(service.ring)?.map(Box::new),
+            None => None,
+        };
+        let mut snapshot = Self {
+            now_ns: 0,
+            node: pinned.node()?,
+            liveness: pinned.liveness()?,
+            heard: pinned.heard()?,
+            members: pinned.members()?,
+            backends: pinned.backends()?,
+            key,
+            is_vip: pinned.is_vip(key.service().address)?,
+            service,
+            ring,
+            entry: pinned.flow(&key)?,
+            pending: pinned.pending(&key)?,
+        };
+        snapshot.now_ns = clock();
+        Ok(snapshot)
+    }
+}
+
+impl Tables for Snapshot {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn node(&self) -> &Node {
+        &self.node
+    }
+
+    fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    fn probe_heard_ns(&self, id: u8) -> u64 {
+        self.heard.get(usize::from(id)).map_or(0, |heard| heard.probe_ns)
+    }
+
+    fn may_be_vip(&self, address: &Address) -> bool {
+        self.is_vip && *address == self.key.service().address
+    }
+
+    fn member_at(&self, address: &Address) -> Option<u8> {
+        let mut members = (0_u8..).zip(&self.members);
+        members.find(|(_, member)| member.state != 0 && member.address == *address).map(|(id, _)| id)
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        let own = self.key.service();
+        if *key == ServiceKey::vip(own.address) {
+            return self.is_vip.then_some(Service { ring: 0, padding: [0; 4] });
+        }
+        self.service.filter(|_| *key == own)
+    }
+
+    fn ring(&self, ring: u32, slot: usize) -> u16 {
+        let own = self.ring.as_ref().filter(|_| self.service.is_some_and(|service| service.ring == ring));
+        own.filter(|_| slot < RING_SLOTS).map_or(0, |ring| ring.slots[slot])
+    }
+
+    fn backend(&self, slot: u16) -> Option<&Target> {
+        self.backends.get(usize::from(slot))
+    }
+
+    fn member(&self, id: u8) -> Option<&Target> {
+        self.members.get(usize::from(id))
+    }
+
+    fn rank(&self, flow_hash: u64, candidates: u64) -> Owners {
+        rank(flow_hash, &self.node.seeds, self.node.members, candidates)
+    }
+
+    fn take_budget(&self, _class: usize) -> bool {
+        true
+    }
+}
+
+impl Flows<FlowKeyV4> for Snapshot {
+    type Flow = FlowEntry;
+
+    fn flow(&self, key: &FlowKeyV4) -> Option<FlowEntry> {
+        self.entry.filter(|_| *key == self.key)
+    }
+
+    fn entry(&self, flow: FlowEntry) -> FlowEntry {
+        flow
+    }
+
+    fn touch(&self, _flow: FlowEntry, _tag: u32, _step: Lifecycle) {}
+
+    fn insert(&self, _key: &FlowKeyV4, _entry: &FlowEntry) -> Inserted {
+        Inserted::Yes
+    }
+
+    fn replace(&self, _key: &FlowKeyV4, _entry: &FlowEntry) {}
+
+    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
+        self.pending.filter(|_| *key == self.key)
+    }
+
+    fn set_pending(&self, _key: &FlowKeyV4, _pending: &Pending) {}
+
+    fn emit(&self, _key: &FlowKeyV4, _entry: &FlowEntry) {}
+}

@@ -1,0 +1,91 @@
+//! An XDP program that passes everything, for the far end of a link whose near end answers with XDP_TX.
+//!
+//! What one end of a veth pair sends by XDP_TX lands in a ring of the other end, and only an XDP
+//! program there makes that end empty it. GRO alone also gives it the ring, but XDP_TX then does not
+//! wake the reader (`veth_xdp_flush` in drivers/net/veth.c asks for a program): frames wait for the
+//! next ordinary packet, and once 256 wait, not even that gets through and the link is dead.
+
+use std::{
+    ffi::{CString, c_long},
+    io,
+    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+};
+
+use anyhow::{Context, Result};
+
+use crate::netns::Namespace;
+
+/// Commands and values of linux/bpf.h and linux/if_link.h.
+const BPF_PROG_LOAD: c_long = 5;
+const BPF_LINK_CREATE: c_long = 28;
+const BPF_PROG_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// `r0 = XDP_PASS; exit`, as two little-endian instructions.
+const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
+
+/// The first fields of `union bpf_attr` for BPF_PROG_LOAD.
+#[repr(C)]
+struct ProgLoad {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+}
+
+/// The first fields of `union bpf_attr` for BPF_LINK_CREATE.
+#[repr(C)]
+struct LinkCreate {
+    prog_fd: u32,
+    target_ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+}
+
+/// Attaches the program to `interface` in `namespace`, for as long as the answer is kept.
+pub fn attach(namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
+    namespace
+        .within(|| attach_here(interface))
+        .with_context(|| format!("cannot attach XDP to {interface} in {}", namespace.name()))
+}
+
+fn attach_here(interface: &str) -> io::Result<OwnedFd> {
+    let name = CString::new(interface)?;
+    // SAFETY: a string with a terminating zero that lives through the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    if index == 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let license = c"Dual MIT/GPL";
+    let load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_XDP,
+        insn_cnt: PASS.len() as u32,
+        insns: PASS.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+    };
+    // SAFETY: the pointers in the attributes are to constants.
+    let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;
+    let link = LinkCreate {
+        prog_fd: program.as_raw_fd() as u32,
+        target_ifindex: index,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+    };
+    // SAFETY: the attributes hold no pointers.
+    unsafe { bpf(BPF_LINK_CREATE, &link) }
+}
+
+/// Calls bpf(2) with the attributes' first fields; the kernel takes the rest as zero.
+///
+/// # Safety
+/// `T` is what the command expects, its pointers are valid, and the command answers with a descriptor.
+unsafe fn bpf<T>(command: c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the kernel reads `size_of::<T>()` bytes of a live reference; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call answered with a descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+}
