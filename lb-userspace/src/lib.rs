@@ -7,5 +7,4 @@ pub mod core;
 pub mod decap;
 pub mod inspect;
 pub mod io;
-pub mod object;
 pub mod pinned;

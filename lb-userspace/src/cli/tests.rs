@@ -171,11 +171,11 @@ drop_fragment  drop             3    4500 B
 #[test]
 fn every_cause_of_a_bad_verdict_has_its_line() {
     type Fault = fn(&mut Readings);
-    let faults: [(Fault, &str); 10] = [
+    let faults: [(Fault, &str); 12] = [
         (|r| r.interfaces.clear(), "down: lb1 of edge-1: the datapath is attached to no interface"),
         (
             |r| r.node = Node::new_zeroed(),
-            "down: member 0 of edge-1: the agent has not configured the datapath: packets for VIPs are dropped",
+            "down: member 0 of edge-1: the agent has not configured the datapath: everything is left to the host",
         ),
         (
             |r| r.liveness.lease_until_ns = NOW - 3_200_000_000,
@@ -193,7 +193,22 @@ fn every_cause_of_a_bad_verdict_has_its_line() {
         ),
         (
             |r| (r.liveness.forwarding, r.liveness.eligible) = (0b01, 0b01),
-            "degraded: lb1 of edge-1: lb2 is not forwarding: last echo 2 ms ago",
+            "degraded: lb1 of edge-1: lb2 is not forwarding: its echoes arrive, but it has not been ready since",
+        ),
+        (
+            |r| {
+                (r.liveness.forwarding, r.liveness.eligible) = (0b01, 0b01);
+                (r.heard[2].probe_ns, r.heard[2].echo_ns) = (NOW - 5_000_000_000, NOW - 5_000_000_000);
+            },
+            "degraded: lb1 of edge-1: lb2 is not forwarding: last echo 5.0 s ago",
+        ),
+        (
+            |r| {
+                (r.liveness.forwarding, r.liveness.eligible) = (0b01, 0b01);
+                r.heard[2].echo_ns = 0;
+            },
+            "degraded: lb1 of edge-1: lb2 is not forwarding: its probes arrive, but no echo ever did: look at XDP_TX errors of its \
+             driver",
         ),
         (
             |r| r.backends[1].state = 4,

@@ -151,7 +151,7 @@ fn packet(snapshot: &Snapshot) -> &'static str {
 
 fn decide(snapshot: &Snapshot, packet: &str) -> Decision {
     if snapshot.node.id == 0 {
-        return Decision::End(Reason::DropUnconfigured);
+        return Decision::End(Reason::Unconfigured);
     }
     let frame = frame::build(&snapshot.key, packet == "syn");
     // A packet for a VIP reaches every interface alike.

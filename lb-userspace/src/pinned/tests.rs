@@ -19,7 +19,7 @@ use crate::{
         listing::{self, Filter},
         status::{Readings, Verdict, status},
     },
-    object::OBJECT,
+    io::datapath::OBJECT,
 };
 
 const MAPS: [&str; 11] = [

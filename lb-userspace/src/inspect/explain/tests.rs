@@ -219,7 +219,7 @@ fn what_is_not_balanced_says_so() {
     assert_eq!(verdict(&snapshot).0, "not_ours");
     assert!(explain(&snapshot, &names()).backend.is_none());
     snapshot.node.id = 0;
-    assert_eq!(verdict(&snapshot).0, "drop_unconfigured");
+    assert_eq!(verdict(&snapshot).0, "unconfigured");
 }
 
 #[test]

@@ -29,9 +29,12 @@ pub struct Problem {
 /// Above this the flow table is called nearly full.
 const FULL_PERCENT: u64 = 90;
 
+/// What is younger than this is still coming in.
+const RECENT_MS: u64 = 1_000;
+
 pub(super) fn problems(status: &Status) -> Vec<Problem> {
     if status.member.id == 0 {
-        return vec![down("the agent has not configured the datapath: packets for VIPs are dropped")];
+        return vec![down("the agent has not configured the datapath: everything is left to the host")];
     }
     let mut problems = Vec::new();
     if status.interfaces.is_empty() {
@@ -69,10 +72,21 @@ fn peer(member: &MemberStatus, is_agent_alive: bool) -> Option<Problem> {
     match (member.forwarding, member.eligible) {
         (true, true) => None,
         (true, false) => Some(degraded(format!("{name} owns no new flows: its agent is dead or not ready"))),
-        (false, _) => Some(degraded(match member.echo_age_ms {
-            Some(ms) => format!("{name} is not forwarding: last echo {} ago", duration(ms)),
-            None => format!("{name} is not forwarding: it was never heard"),
-        })),
+        (false, _) => Some(degraded(format!("{name} is not forwarding: {}", silence(member)))),
+    }
+}
+
+/// Probes without echoes point at this host's way out or the peer's driver, not at the peer's death.
+fn silence(member: &MemberStatus) -> String {
+    let is_recent = |ms: Option<u64>| ms.is_some_and(|ms| ms < RECENT_MS);
+    match (member.echo_age_ms, member.probe_age_ms) {
+        (echo, _) if is_recent(echo) => "its echoes arrive, but it has not been ready since".into(),
+        (Some(ms), probe) if is_recent(probe) => {
+            format!("last echo {} ago, while its probes arrive: look at XDP_TX errors of its driver", duration(ms))
+        }
+        (Some(ms), _) => format!("last echo {} ago", duration(ms)),
+        (None, Some(_)) => "its probes arrive, but no echo ever did: look at XDP_TX errors of its driver".into(),
+        (None, None) => "it was never heard".into(),
     }
 }
 
