@@ -23,6 +23,7 @@ pub mod event;
 mod expiry;
 pub mod key;
 mod lanes;
+mod link;
 pub mod liveness;
 mod parked;
 pub mod plan;
@@ -36,6 +37,7 @@ mod slots;
 pub mod status;
 mod stopping;
 mod table;
+mod tending;
 #[cfg(test)]
 mod tests;
 pub mod view;
@@ -50,9 +52,9 @@ pub use self::{
 };
 use self::{
     expiry::{Tombstones, Young},
+    link::{Link, Peer},
     liveness::{State, Watch},
     parked::Parked,
-    sessions::{Link, Peer},
     slots::Slots,
     stopping::Stopping,
     table::Table,

@@ -15,7 +15,7 @@ use lb_common::{
     rank::{bit, rank},
 };
 
-use super::{Core, Key, Output, PutMode, records::age, sessions::nanos, table::Row};
+use super::{Core, Key, Output, PutMode, link::nanos, records::age, table::Row};
 
 /// How long a tombstone is kept: longer than any message of the flow can be under way, silence of a session included.
 const TOMBSTONE: Duration = Duration::from_secs(120);

@@ -11,8 +11,8 @@ use lb_common::rank::bit;
 use super::{
     Core, Session,
     event::CloseReason,
+    link::{Link, Stage, nanos},
     replication::idle_ms,
-    sessions::{Link, Stage, nanos},
     wire::{Batch, Frame, Item, PAYLOAD_MAX, RECORD_V6},
 };
 
@@ -133,7 +133,7 @@ impl Core {
             cursor += 1;
         }
         if batch.is_empty() {
-            link.cursor = None;
+            (link.cursor, link.snapshot_at) = (None, now);
             return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode());
         }
         link.cursor = Some(cursor);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Core, event::Event, sessions::Stage};
+use super::{Core, event::Event, link::Stage};
 
 /// Without a ready peer for this long the cluster starts cold.
 const COLD_START: Duration = Duration::from_secs(1);
@@ -42,7 +42,7 @@ impl Core {
     }
 
     fn is_peer_ready(&self, id: u8) -> bool {
-        let said_so = |link: &super::sessions::Link| link.stage == Stage::Open && link.peer == id && link.said_ready;
+        let said_so = |link: &super::link::Link| link.stage == Stage::Open && link.peer == id && link.said_ready;
         self.watch.is_ready(id) || self.watch.is_agent_alive(id) && self.links.values().any(said_so)
     }
 }

@@ -129,7 +129,8 @@ impl Core {
             row.shared = true;
         }
         self.take_over(now, number, merged, slot.unwrap_or_default(), seen);
-        if is_refused {
+        if is_refused || known.is_young() && merged != item.record {
+            // What this member knew of a young flow it has told nobody yet.
             self.tell_all(now, number);
         } else if merged != item.record {
             self.tell(now, number, peer);
@@ -179,7 +180,13 @@ impl Core {
         self.put(number, PutMode::Insert);
     }
 
+    /// An end of a flow that is not known here: another member may still believe in it, and tell of it later.
     fn learn_end(&mut self, now: u64, item: &Item, seen: u32) {
+        let longest = ticks_of_ms(self.view.timeouts.established.as_millis() as u64);
+        if age(tick(now), seen) >= longest.saturating_add(self.tombstone_ticks()) {
+            // Kept anew after every snapshot, it would be passed round for ever.
+            return;
+        }
         let number = self.add(item.key, item.record, 0, tick(now), seen);
         if let Some(row) = self.table.row_mut(number) {
             row.shared = true;

@@ -7,104 +7,19 @@
 //! ```
 //!
 //! The member with the lower id dials. Both say `Hello` at once, then each sends its snapshot and goes on with deltas.
-//! The newest session with a peer replaces an older one; an earlier incarnation is refused and told so by our `Hello`.
+//! A snapshot may come again at any time. The newest session with a peer replaces an older one; an earlier incarnation is refused and told so by our `Hello`.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    mem,
-    time::Duration,
-};
+use std::mem;
 
 use super::{
     Core, Output, Session,
     event::{CloseReason, Event},
-    liveness::State,
-    wire::{Decoder, Frame, HELLO_VERSION, Hello, VERSION},
+    link::{BACKOFF_MIN, Link, Peer, Stage, nanos},
+    wire::{Frame, HELLO_VERSION, Hello, VERSION},
 };
 
-/// Without anything to say, a session says this often that it lives.
-const KEEPALIVE: Duration = Duration::from_millis(500);
-/// Six keepalives: a session that is silent for longer is over.
-const SILENCE: Duration = Duration::from_secs(3);
 /// Sessions with one peer that have not said `Hello`, before the oldest is closed.
 const GREETING_MAX: usize = 4;
-/// First pause before dialling again.
-const BACKOFF_MIN: Duration = Duration::from_millis(100);
-/// Longest pause before dialling again: a second is what a returning member may wait for its snapshot.
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
-
-/// What a session has come to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Our `Hello` is out, theirs is not in.
-    Greeting,
-    /// Records flow.
-    Open,
-}
-
-/// A connection with a peer.
-pub(crate) struct Link {
-    pub(crate) peer: u8,
-    pub(crate) stage: Stage,
-    dialled: bool,
-    decoder: Decoder,
-    heard_at: u64,
-    said_at: u64,
-    /// Bytes handed out and not yet drained.
-    pub(crate) in_flight: usize,
-    /// The next row of the snapshot; `None` when it is sent, or not begun.
-    pub(crate) cursor: Option<u32>,
-    /// Records of the snapshot sent so far.
-    pub(crate) snapshot_sent: u64,
-    /// Records of the peer's snapshot received so far.
-    snapshot_heard: u64,
-    /// Whether the peer's snapshot is complete.
-    pub(crate) is_synchronized: bool,
-    /// Whether the peer said in its `Hello` that it is ready.
-    pub(crate) said_ready: bool,
-    /// Generation and hash of the peer's configuration; zeros before its `Hello`.
-    pub(crate) configuration: (u64, u64),
-    /// Rows that the peer owns.
-    pub(crate) urgent: VecDeque<u32>,
-    /// Other rows.
-    pub(crate) lazy: VecDeque<u32>,
-    /// When the first of `lazy` came in.
-    pub(crate) lazy_since: u64,
-}
-
-/// What is remembered of a peer between sessions.
-pub(crate) struct Peer {
-    pub(crate) open: Option<Session>,
-    dialling: bool,
-    dial_at: u64,
-    backoff: u64,
-    /// The last reason that was reported, until the peer is synchronized.
-    complaint: Option<CloseReason>,
-    /// The two configurations that were last reported as different.
-    differs: Option<((u64, u64), (u64, u64))>,
-    /// When its datapath last came or went.
-    pub(crate) moved_at: u64,
-}
-
-impl Peer {
-    fn new(now: u64) -> Self {
-        Self {
-            open: None,
-            dialling: false,
-            dial_at: now,
-            backoff: nanos(BACKOFF_MIN),
-            complaint: None,
-            differs: None,
-            moved_at: now,
-        }
-    }
-
-    fn back_off(&mut self, now: u64) {
-        self.dialling = false;
-        self.dial_at = now + self.backoff;
-        self.backoff = (self.backoff * 2).min(nanos(BACKOFF_MAX));
-    }
-}
 
 impl Core {
     /// Makes the peers those of the configuration.
@@ -149,28 +64,6 @@ impl Core {
         self.send(now, session, Frame::Hello(hello).encode());
     }
 
-    pub(crate) fn dial_failed(&mut self, now: u64, peer: u8) {
-        if let Some(peer) = self.peers.get_mut(&peer) {
-            peer.back_off(now);
-        }
-    }
-
-    /// The peer's datapath answers again: there is no reason to wait.
-    pub(crate) fn dial_at_once(&mut self, now: u64, id: u8) {
-        if let Some(peer) = self.peers.get_mut(&id) {
-            peer.dial_at = now;
-            peer.backoff = nanos(BACKOFF_MIN);
-        }
-        // The connection may have broken without a word while the peer was away.
-        let quiet: Vec<Session> = self
-            .sessions_with(id)
-            .filter(|s| self.links.get(s).is_some_and(|l| now.saturating_sub(l.heard_at) > 2 * nanos(KEEPALIVE)))
-            .collect();
-        for session in quiet {
-            self.close(now, session, CloseReason::Silent(nanos(KEEPALIVE) * 2 / 1_000_000_000));
-        }
-    }
-
     pub(crate) fn received(&mut self, now: u64, session: Session, bytes: &[u8]) {
         let Some(link) = self.links.get_mut(&session) else { return };
         link.heard_at = now;
@@ -203,24 +96,19 @@ impl Core {
             ) => Err(CloseReason::Unexpected("something before hello")),
             (Stage::Open, Frame::Hello(hello)) => self.greeted_again(peer, session, &hello),
             (Stage::Open, Frame::Snapshot(items)) => {
-                if link.is_synchronized {
-                    return Err(CloseReason::Unexpected("snapshot after its end"));
-                }
                 link.snapshot_heard += items.len() as u64;
-                for item in &items {
-                    // An end that nobody asked about: kept again at every reconnection, it would be for ever.
-                    if !item.record.is_tombstone() || self.record(&item.key).is_some() {
-                        self.apply(now, peer, item);
-                    }
-                }
+                items.iter().for_each(|item| self.apply(now, peer, item));
                 Ok(())
             }
             (Stage::Open, Frame::SnapshotEnd { records }) => {
-                if link.is_synchronized || link.snapshot_heard != records {
+                if link.snapshot_heard != records {
                     return Err(CloseReason::Unexpected("end of a snapshot that was not sent"));
                 }
-                link.is_synchronized = true;
-                self.synchronized(peer, records);
+                link.snapshot_heard = 0;
+                if !link.is_synchronized {
+                    link.is_synchronized = true;
+                    self.synchronized(peer, records);
+                }
                 Ok(())
             }
             (Stage::Open, Frame::Delta(items)) => {
@@ -263,7 +151,7 @@ impl Core {
         if let Some(link) = self.links.get_mut(&session) {
             link.stage = Stage::Open;
             link.said_ready = hello.ready;
-            link.cursor = Some(0);
+            link.begin_snapshot();
             link.configuration = (hello.generation, hello.hash);
         }
         self.compare_configuration(id);
@@ -340,74 +228,6 @@ impl Core {
         }
     }
 
-    /// Keeps sessions alive, ends silent ones, dials missing ones; once a round.
-    pub(crate) fn tend_sessions(&mut self, now: u64) {
-        let silent: Vec<Session> = self
-            .links
-            .iter()
-            .filter(|(_, link)| now.saturating_sub(link.heard_at) > nanos(SILENCE))
-            .map(|(&session, _)| session)
-            .collect();
-        for session in silent {
-            self.close(now, session, CloseReason::Silent(SILENCE.as_secs()));
-        }
-        let quiet: Vec<Session> = self
-            .links
-            .iter()
-            .filter(|(_, link)| link.stage == Stage::Open && now.saturating_sub(link.said_at) >= nanos(KEEPALIVE))
-            .map(|(&session, _)| session)
-            .collect();
-        for session in quiet {
-            self.send(now, session, Frame::Keepalive.encode());
-        }
-        if self.stopping.is_some() {
-            return;
-        }
-        let connecting: BTreeMap<u8, ()> = self.links.values().filter(|l| l.dialled).map(|l| (l.peer, ())).collect();
-        for (&id, peer) in self.peers.range_mut(self.view.me + 1..) {
-            if peer.open.is_none() && !peer.dialling && now >= peer.dial_at && !connecting.contains_key(&id) {
-                peer.dialling = true;
-                self.outputs.push_back(Output::Dial { peer: id });
-            }
-        }
-    }
-
-    pub(crate) fn send(&mut self, now: u64, session: Session, bytes: Vec<u8>) {
-        if let Some(link) = self.links.get_mut(&session) {
-            link.said_at = now;
-            link.in_flight += bytes.len();
-            self.outputs.push_back(Output::Send { session, bytes });
-        }
-    }
-
-    /// Ends a session of our own will.
-    pub(crate) fn close(&mut self, now: u64, session: Session, reason: CloseReason) {
-        if self.links.contains_key(&session) {
-            self.outputs.push_back(Output::Close { session });
-            self.ended(now, session, reason);
-        }
-    }
-
-    /// A session is over: forgets what waited for it, and when to dial again.
-    pub(crate) fn ended(&mut self, now: u64, session: Session, reason: CloseReason) {
-        let Some(link) = self.links.remove(&session) else { return };
-        self.forget_queue(&link);
-        let label = self.label(link.peer);
-        let has_left = self.watch.state(link.peer) == Some(State::Left);
-        let Some(peer) = self.peers.get_mut(&link.peer) else { return };
-        if peer.open == Some(session) {
-            peer.open = None;
-        }
-        if peer.open.is_none() && !peer.dialling {
-            peer.back_off(now);
-        }
-        let reason = if has_left && reason == CloseReason::Ended { CloseReason::Left } else { reason };
-        if peer.complaint != Some(reason) {
-            peer.complaint = Some(reason);
-            self.report(Event::SessionEnded { peer: label, reason });
-        }
-    }
-
     fn hello(&self, to: u8) -> Hello {
         Hello {
             speaks: VERSION.max(HELLO_VERSION),
@@ -421,35 +241,4 @@ impl Core {
             cluster: self.view.cluster.clone(),
         }
     }
-
-    fn sessions_with(&self, id: u8) -> impl Iterator<Item = Session> {
-        self.links.iter().filter(move |(_, link)| link.peer == id).map(|(&session, _)| session)
-    }
-}
-
-impl Link {
-    fn new(now: u64, peer: u8, dialled: bool) -> Self {
-        Self {
-            peer,
-            stage: Stage::Greeting,
-            dialled,
-            decoder: Decoder::default(),
-            heard_at: now,
-            said_at: now,
-            in_flight: 0,
-            cursor: None,
-            snapshot_sent: 0,
-            snapshot_heard: 0,
-            is_synchronized: false,
-            said_ready: false,
-            configuration: (0, 0),
-            urgent: VecDeque::new(),
-            lazy: VecDeque::new(),
-            lazy_since: 0,
-        }
-    }
-}
-
-pub(crate) const fn nanos(duration: Duration) -> u64 {
-    duration.as_nanos() as u64
 }

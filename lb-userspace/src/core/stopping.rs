@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     Core, Output, Session,
-    sessions::{Link, Stage, nanos},
+    link::{Link, Stage, nanos},
     wire::Frame,
 };
 

@@ -21,6 +21,7 @@ use super::{
 };
 
 mod configuration;
+mod convergence;
 mod expiry;
 mod liveness;
 mod merging;
@@ -60,6 +61,8 @@ struct Net {
     /// Bytes on their way: they arrive when everybody has done what is to be done.
     mail: VecDeque<(Session, Option<Vec<u8>>)>,
     depth: usize,
+    /// Bytes that met a cut: TCP sends them again.
+    stuck: VecDeque<(Session, Vec<u8>)>,
 }
 
 fn backend(last: u8) -> Backend {
@@ -129,6 +132,7 @@ impl Net {
             held: VecDeque::new(),
             mail: VecDeque::new(),
             depth: 0,
+            stuck: VecDeque::new(),
         }
     }
 
@@ -190,6 +194,8 @@ impl Net {
             let next = self.hosts.iter().filter_map(|(&id, h)| Some((h.core.as_ref()?.next_deadline()?, id))).min();
             let Some((due, id)) = next.filter(|&(due, _)| due <= end) else { break };
             self.now = self.now.max(due);
+            let stuck = std::mem::take(&mut self.stuck);
+            stuck.into_iter().for_each(|(session, bytes)| self.deliver(session, bytes));
             self.tick(id);
         }
         self.now = end;
@@ -328,7 +334,8 @@ impl Net {
     fn deliver(&mut self, session: Session, bytes: Vec<u8>) {
         let Some(&(from, there)) = self.ends.get(&session) else { return };
         let Some(&(to, _)) = self.ends.get(&there) else { return };
-        if self.cut.contains(&(from, to)) {
+        if self.cut.contains(&(from, to)) || self.stuck.iter().any(|(other, _)| *other == session) {
+            self.stuck.push_back((session, bytes));
             return;
         }
         let length = bytes.len();
@@ -355,24 +362,31 @@ impl Net {
         let node = self.core(1).node;
         let owners = rank(key.hash(&node.hash_key), &node.seeds, node.members, u64::MAX);
         let owner = if self.hosts[&owners.primary].is_up { owners.primary } else { owners.backup };
-        let (now, host) = (tick(self.now), self.host(owner));
-        let slot = host.tables.as_ref().expect("tables").backends.keys().copied().next().expect("a backend");
+        self.begin_at(owner, client, state);
+        owner
+    }
+
+    /// A packet of an unknown flow is delivered at a host: its XDP makes an entry and an event.
+    fn begin_at(&mut self, id: u8, client: u16, state: u8) {
+        let (key, now) = (key(client), tick(self.now));
+        let host = self.host(id);
+        let Some(tables) = host.tables.as_ref() else { return };
+        let owners = rank(key.hash(&tables.node.hash_key), &tables.node.seeds, tables.node.members, u64::MAX);
         let entry = FlowEntry {
             last_seen: now,
             created: now,
             tag: key.tag(),
             creator_incarnation: host.incarnation,
-            backend: slot,
+            backend: tables.backends.keys().copied().next().expect("a backend"),
             state,
             packets: 2,
-            creator: owner | WITNESSED,
+            creator: id | WITNESSED,
             primary: owners.primary,
             backup: owners.backup,
             ..FlowEntry::new_zeroed()
         };
         host.flows.insert(key, entry);
-        self.input(owner, Input::Observed { key, entry });
-        owner
+        self.input(id, Input::Observed { key, entry });
     }
 
     /// A packet of the flow passes at a host, whose XDP writes the time.

@@ -1,0 +1,122 @@
+//! A connection with a peer, and what is remembered of the peer between two of them.
+
+use std::{collections::VecDeque, time::Duration};
+
+use super::{Session, event::CloseReason, wire::Decoder};
+
+/// First pause before dialling again.
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
+/// Longest pause before dialling again: a second is what a returning member may wait for its snapshot.
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+/// What a session has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Our `Hello` is out, theirs is not in.
+    Greeting,
+    /// Records flow.
+    Open,
+}
+
+/// A connection with a peer.
+pub(crate) struct Link {
+    pub(crate) peer: u8,
+    pub(crate) stage: Stage,
+    pub(crate) dialled: bool,
+    pub(crate) decoder: Decoder,
+    pub(crate) heard_at: u64,
+    pub(crate) said_at: u64,
+    /// Bytes handed out and not yet drained.
+    pub(crate) in_flight: usize,
+    /// The next row of the snapshot; `None` when it is sent, or not begun.
+    pub(crate) cursor: Option<u32>,
+    /// When the last snapshot was complete.
+    pub(crate) snapshot_at: u64,
+    /// When another one is due.
+    pub(crate) snapshot_again_at: Option<u64>,
+    /// Records of the current snapshot sent so far.
+    pub(crate) snapshot_sent: u64,
+    /// Records of the peer's current snapshot received so far.
+    pub(crate) snapshot_heard: u64,
+    /// Whether a snapshot of the peer is complete.
+    pub(crate) is_synchronized: bool,
+    /// Whether the peer said in its `Hello` that it is ready.
+    pub(crate) said_ready: bool,
+    /// Generation and hash of the peer's configuration; zeros before its `Hello`.
+    pub(crate) configuration: (u64, u64),
+    /// Rows that the peer owns.
+    pub(crate) urgent: VecDeque<u32>,
+    /// Other rows.
+    pub(crate) lazy: VecDeque<u32>,
+    /// When the first of `lazy` came in.
+    pub(crate) lazy_since: u64,
+}
+
+/// What is remembered of a peer between sessions.
+pub(crate) struct Peer {
+    pub(crate) open: Option<Session>,
+    pub(crate) dialling: bool,
+    pub(crate) dial_at: u64,
+    pub(crate) backoff: u64,
+    /// The last reason that was reported, until the peer is synchronized.
+    pub(crate) complaint: Option<CloseReason>,
+    /// The two configurations that were last reported as different.
+    pub(crate) differs: Option<((u64, u64), (u64, u64))>,
+    /// When its datapath last came or went.
+    pub(crate) moved_at: u64,
+}
+
+impl Peer {
+    pub(crate) fn new(now: u64) -> Self {
+        Self {
+            open: None,
+            dialling: false,
+            dial_at: now,
+            backoff: nanos(BACKOFF_MIN),
+            complaint: None,
+            differs: None,
+            moved_at: now,
+        }
+    }
+
+    /// Waits longer each time.
+    pub(crate) fn back_off(&mut self, now: u64) {
+        self.dialling = false;
+        self.dial_at = now + self.backoff;
+        self.backoff = (self.backoff * 2).min(nanos(BACKOFF_MAX));
+    }
+}
+
+impl Link {
+    /// Begins to send all records, also those that were sent before.
+    pub(crate) fn begin_snapshot(&mut self) {
+        (self.cursor, self.snapshot_sent, self.snapshot_again_at) = (Some(0), 0, None);
+    }
+
+    pub(crate) fn new(now: u64, peer: u8, dialled: bool) -> Self {
+        Self {
+            peer,
+            stage: Stage::Greeting,
+            dialled,
+            decoder: Decoder::default(),
+            heard_at: now,
+            said_at: now,
+            in_flight: 0,
+            cursor: None,
+            snapshot_at: now,
+            snapshot_again_at: None,
+            snapshot_sent: 0,
+            snapshot_heard: 0,
+            is_synchronized: false,
+            said_ready: false,
+            configuration: (0, 0),
+            urgent: VecDeque::new(),
+            lazy: VecDeque::new(),
+            lazy_since: 0,
+        }
+    }
+}
+
+pub(crate) const fn nanos(duration: Duration) -> u64 {
+    duration.as_nanos() as u64
+}
