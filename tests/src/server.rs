@@ -36,7 +36,8 @@ impl Server {
         let mut server = Self::bare(number, host)?;
         let mut command = server.host.namespace.command(tandem);
         command.args(["decap", "--interface", INTERFACE, "--from", BALANCERS, "--vip", &VIP.to_string()]);
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        // Errors still reach the lab's stderr; that it is attached is nothing to interrupt a display for.
+        command.env("TANDEM_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
         let mut decap = command.spawn().with_context(|| format!("cannot start {} decap", tandem.display()))?;
         let stdout = decap.stdout.take();
         server.decap = Some(decap);
