@@ -93,7 +93,32 @@ pub fn with_tos(ip: IpFields, tos: u8) -> IpFields {
 
 #[cfg(test)]
 mod tests {
+    use zerocopy::FromZeros as _;
+
     use super::*;
+
+    /// Longer than any frame that the tests of the datapath can send; a driver that merges segments can.
+    #[test]
+    fn a_packet_that_would_be_longer_than_ip_allows_is_too_big_for_every_link() {
+        let node = Node::new_zeroed();
+        let mut target = Target::NONE;
+        target.next_hop.ifindex = 1;
+        let packet = |length| Packet {
+            key: (),
+            tcp_flags: 0,
+            seq: 0,
+            has_payload: true,
+            via_peer: false,
+            ip: IpFields { length, tos: 0, ttl: 64, checksum: [0; 2] },
+            outer: OuterFields::default(),
+        };
+        let total_length = |rewrite: Rewrite| u16::from_be_bytes([rewrite.outer[2], rewrite.outer[3]]);
+        assert_eq!(delivery(&packet(65_515), &node, &target).map(total_length), Ok(65_535));
+        for length in [65_516, 65_535] {
+            assert_eq!(delivery(&packet(length), &node, &target), Err(Reason::DropTooBig));
+            assert_eq!(hand_off(&packet(length), &node, &target), Err(Reason::DropTooBig));
+        }
+    }
 
     #[test]
     fn congestion_marks_merge_as_in_rfc_6040_figure_4() {

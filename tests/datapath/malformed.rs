@@ -5,6 +5,7 @@ use lb_common::{
     packet::{ETHERNET, IPV4},
     reason::Reason,
 };
+use proptest::prelude::*;
 
 use crate::{
     checks::entry,
@@ -205,4 +206,17 @@ fn datagrams_without_payload_and_short_udp_lengths_are_good() {
     let frame = with(longer.frame(), UDP_LENGTH, &[0, 10]);
     let expected = with(longer.delivered(&rig.world.backends[&4]), UDP_LENGTH + IPV4, &[0, 10]);
     rig.becomes(&frame, &expected, Reason::DeliverStateless);
+}
+
+proptest! {
+    /// The verifier proves it of the kernel's program; `explain` and the simulator run the same code without one.
+    #[test]
+    fn any_bytes_are_a_verdict(mut frame in proptest::collection::vec(any::<u8>(), 0..200), front in 0..4_usize) {
+        let good = [vec![], Datagram::tcp(5000, "S").frame(), Datagram::tcp(5000, "S").tunnelled(member_address(2), 0), probes::frame(2, &request(2, 1))];
+        // Random bytes are hardly ever ours: some begin like a packet that is.
+        let kept = good[front].len().min(frame.len()).min(ETHERNET + IPV4 + 12);
+        frame[..kept].copy_from_slice(&good[front][..kept]);
+        let outcome = world(&[1, 2, 3]).run(&frame);
+        prop_assert!(outcome.frame.len() >= frame.len());
+    }
 }
