@@ -12,7 +12,10 @@ use super::{Core, Output, Tables, View, event::Event};
 impl Core {
     /// A new configuration of the same member.
     pub(crate) fn configure(&mut self, now: u64, view: View) {
-        debug_assert_eq!(view.me, self.view.me, "a member keeps its id for life");
+        if view.me != self.view.me {
+            self.report(Event::OtherMember { me: self.view.me, other: view.me });
+            return;
+        }
         if view.configured() != self.view.configured() {
             self.membership_since = now;
         }

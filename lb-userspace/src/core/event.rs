@@ -76,6 +76,13 @@ pub enum Event {
         /// The incarnation from now on.
         to: u32,
     },
+    /// A configuration in which this member has another id; the one before stays.
+    OtherMember {
+        /// Its id.
+        me: u8,
+        /// The other one.
+        other: u8,
+    },
     /// More backends than slots; those left over get no flows.
     SlotsExhausted {
         /// Backends without a slot.
@@ -179,6 +186,7 @@ impl Event {
             | Self::PeerAgent { alive: false, .. }
             | Self::ConfigurationDiffers { .. }
             | Self::IncarnationRaised { .. }
+            | Self::OtherMember { .. }
             | Self::SlotsExhausted { .. }
             | Self::TableFull { .. } => Level::Warn,
         }
@@ -222,6 +230,12 @@ impl fmt::Display for Event {
             ),
             Self::IncarnationRaised { peer, to } => {
                 write!(f, "{peer}: knows a later incarnation of this member, going on as {to}")
+            }
+            Self::OtherMember { me, other } => {
+                write!(
+                    f,
+                    "the new configuration makes member {me} member {other}; that needs a restart, nothing changed"
+                )
             }
             Self::SlotsExhausted { backends } => write!(f, "no slots left for {backends} backends, they get no flows"),
             Self::Parked { peer } => {

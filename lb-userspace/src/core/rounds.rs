@@ -66,13 +66,16 @@ impl Core {
                             self.report(Event::PeerDown { peer, misses: self.view.probing.misses });
                         }
                         State::Left => self.report(Event::PeerLeft { peer }),
-                        State::Waiting | State::Rising => self.dial_at_once(now, id),
+                        State::Waiting | State::Rising => {
+                            self.dial_soon(now, id);
+                            self.distrust_quiet_sessions(now, id);
+                        }
                         State::Unknown | State::Down => {}
                     }
                 }
                 Change::Agent { alive } => {
                     if alive {
-                        self.dial_at_once(now, id);
+                        self.dial_soon(now, id);
                     }
                     if self.watch.state(id) == Some(State::Up) {
                         self.report(Event::PeerAgent { peer, alive });

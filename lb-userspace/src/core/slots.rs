@@ -31,6 +31,8 @@ pub(crate) struct Slots {
     rings: BTreeMap<ServiceKey, u32>,
     configured: BTreeSet<ServiceKey>,
     slots: BTreeMap<u16, Slot>,
+    /// Those that are to be freed when nothing refers to them any more.
+    removed: BTreeSet<u16>,
     index: BTreeMap<(ServiceKey, Address), u16>,
     /// Rings as last built, with what they were built from.
     built: BTreeMap<u32, (Vec<Share>, Arc<Ring>)>,
@@ -96,12 +98,13 @@ impl Slots {
                 }
             }
         }
-        for slot in removed {
-            if let Some(slot) = self.slots.get_mut(&slot) {
+        for slot in &removed {
+            if let Some(slot) = self.slots.get_mut(slot) {
                 slot.state = TARGET_REMOVED;
                 slot.rests_until = slot.rests_until.max(now + REST_NS);
             }
         }
+        self.removed = removed;
         self.forget_services();
         homeless
     }
@@ -141,10 +144,15 @@ impl Slots {
 
     /// Frees removed slots that nothing refers to any more; says whether there were any.
     pub(crate) fn free(&mut self, now: u64) -> bool {
-        let before = self.slots.len();
-        self.slots.retain(|_, slot| slot.state != TARGET_REMOVED || slot.records > 0 || now < slot.rests_until);
-        if self.slots.len() == before {
+        let is_free = |slot: &Slot| slot.records == 0 && now >= slot.rests_until;
+        let free: Vec<u16> =
+            self.removed.iter().copied().filter(|slot| self.slots.get(slot).is_none_or(is_free)).collect();
+        if free.is_empty() {
             return false;
+        }
+        for slot in &free {
+            self.removed.remove(slot);
+            self.slots.remove(slot);
         }
         let slots = &self.slots;
         self.index.retain(|_, slot| slots.contains_key(slot));

@@ -27,13 +27,16 @@ impl Core {
         }
     }
 
-    /// The peer's datapath answers again: there is no reason to wait.
-    pub(crate) fn dial_at_once(&mut self, now: u64, id: u8) {
+    /// The peer is there again: there is no reason to wait.
+    pub(crate) fn dial_soon(&mut self, now: u64, id: u8) {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.dial_at = now;
             peer.backoff = nanos(BACKOFF_MIN);
         }
-        // The connection may have broken without a word while the peer was away.
+    }
+
+    /// A connection may have broken without a word while the peer was away, and TCP would take its time to notice.
+    pub(crate) fn distrust_quiet_sessions(&mut self, now: u64, id: u8) {
         let quiet: Vec<Session> = self
             .sessions_with(id)
             .filter(|s| self.links.get(s).is_some_and(|l| now.saturating_sub(l.heard_at) > 2 * nanos(KEEPALIVE)))

@@ -25,6 +25,7 @@ mod convergence;
 mod expiry;
 mod liveness;
 mod merging;
+mod pace;
 mod sessions;
 mod wire;
 

@@ -37,6 +37,13 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+/// A case takes a tenth of a second: few in every run, as many as `PROPTEST_CASES` says in a long one.
+fn config() -> ProptestConfig {
+    let asked = std::env::var_os("PROPTEST_CASES").is_some();
+    let default = ProptestConfig { max_shrink_iters: 2000, ..ProptestConfig::default() };
+    ProptestConfig { cases: if asked { default.cases } else { 32 }, ..default }
+}
+
 /// Three members that probe ten times a second: hours pass quickly.
 fn slow_net() -> Net {
     let mut net = Net::idle();
@@ -88,7 +95,7 @@ impl Net {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 100, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn all_tables_are_equal_in_the_end(steps in prop::collection::vec(step(), 1..60)) {
