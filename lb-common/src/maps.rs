@@ -29,7 +29,7 @@ pub const BUDGET: &str = "budget";
 /// ARRAY_OF_MAPS by CPU, each inner map a RINGBUF of `Event`s.
 pub const EVENTS: &str = "events";
 
-/// Flows a member can hold by default: about 123 MB of kernel memory.
+/// Flows a member can hold by default: about 117 MB of kernel memory.
 pub const FLOWS_MAX: u32 = 1 << 20;
 /// Tuples remembered before they earn an entry: 63 s of 4,000 honest SYNs a second.
 pub const PENDING_MAX: u32 = 1 << 18;

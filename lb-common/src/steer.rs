@@ -113,12 +113,23 @@ pub enum Verdict<'t> {
 /// Decides where `packet` goes, and remembers what law 3 says is worth it.
 #[inline(always)]
 pub fn steer<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Verdict<'t> {
-    let Some(service) = tables.service(&packet.key.service()) else {
-        return Verdict::End(if packet.via_peer { Reason::DropTunnelNoService } else { Reason::NoService });
-    };
+    let key = packet.key.service();
+    let Some(service) = tables.service(&key) else { return Verdict::End(no_service(tables, packet, key.address)) };
     match tables.flow(&packet.key) {
         Some(flow) => steer_known(tables, packet, service, flow),
         None => steer_unknown(tables, packet, service),
+    }
+}
+
+/// The filter that let the packet in has false positives: only the mark says that the address is a VIP.
+#[inline(always)]
+fn no_service<K, T: Tables>(tables: &T, packet: &Packet<K>, address: Address) -> Reason {
+    if packet.via_peer {
+        Reason::DropTunnelNoService
+    } else if tables.service(&ServiceKey::vip(address)).is_some() {
+        Reason::NoService
+    } else {
+        Reason::NotOurs
     }
 }
 
