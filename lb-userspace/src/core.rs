@@ -7,6 +7,8 @@
 //! A deadline may already have passed when an input returns (the owners' lane is due at once): the driver
 //! handles the batch of inputs it has, and then ticks. So a batch becomes one frame.
 
+#![warn(clippy::disallowed_types)]
+
 use std::collections::{BTreeMap, VecDeque};
 
 use lb_common::{

@@ -1,5 +1,7 @@
 //! How fast records go through the core: `cargo test --release -- --ignored --nocapture core::tests::pace`.
 
+#![expect(clippy::disallowed_types, reason = "it measures")]
+
 use std::time::Instant;
 
 use super::*;
