@@ -108,7 +108,8 @@ impl Cluster {
     /// A running server in the network, not yet in the configuration; answers its position.
     pub fn add_server(&mut self, number: u8) -> Result<usize> {
         let host = self.topology.add_server(number)?;
-        self.servers.push(Server::start(u32::from(number), host, &member::binary()?)?);
+        let log = self.run.files().join(&host.name).with_extension("log");
+        self.servers.push(Server::start(u32::from(number), host, &member::binary()?, &log)?);
         Ok(self.servers.len() - 1)
     }
 

@@ -1,6 +1,7 @@
 //! A server: takes the outer header off with `tandem decap`, and answers.
 
 use std::{
+    fs::{self, File},
     io::{BufRead, BufReader},
     path::Path,
     process::{Child, Stdio},
@@ -31,20 +32,21 @@ impl Server {
         Ok(Self { number, host, _service: service, decap: None })
     }
 
-    /// Answers on the VIP what comes through the tunnel; returns once `tandem decap` is attached.
-    pub fn start(number: u32, host: Host, tandem: &Path) -> Result<Self> {
+    /// Answers on the VIP what comes through the tunnel; returns once `tandem decap`, which logs to `log`, is attached.
+    pub fn start(number: u32, host: Host, tandem: &Path, log: &Path) -> Result<Self> {
         let mut server = Self::bare(number, host)?;
         let mut command = server.host.namespace.command(tandem);
         command.args(["decap", "--interface", INTERFACE, "--from", BALANCERS, "--vip", &VIP.to_string()]);
-        // Errors still reach the lab's stderr; that it is attached is nothing to interrupt a display for.
-        command.env("TANDEM_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped());
+        let stderr = File::create(log).with_context(|| format!("cannot make {}", log.display()))?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(stderr);
         let mut decap = command.spawn().with_context(|| format!("cannot start {} decap", tandem.display()))?;
         let stdout = decap.stdout.take();
         server.decap = Some(decap);
         let mut line = String::new();
         BufReader::new(stdout.context("decap has no stdout")?).read_line(&mut line)?;
         if line.trim() != "ready" {
-            bail!("`tandem decap` on {} did not get ready (it said {line:?})", server.host.name);
+            let said = fs::read_to_string(log).unwrap_or_default();
+            bail!("`tandem decap` on {} did not get ready; it said\n{line}{said}", server.host.name);
         }
         Ok(server)
     }
