@@ -112,7 +112,7 @@ impl<'o> Agent<'o> {
                 let options = self.options;
                 match Config::load(&options.config, options.node.as_deref(), &options.interfaces) {
                     Ok(config) => self.reload(&config),
-                    Err(error) => error!("{error}\nthe configuration that is running stays"),
+                    Err(error) => error!("the configuration that is running stays\n{error}"),
                 }
             }
         }

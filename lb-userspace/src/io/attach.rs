@@ -20,6 +20,8 @@ use tracing::{info, warn};
 
 use super::netlink::{AttachedXdp, Link, Netlink};
 
+/// Names of pinned links begin with it.
+pub const LINK_PREFIX: &str = "link_";
 /// The kernel takes milliseconds to detach; a grace period of RCU on a loaded machine takes longer.
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -235,7 +237,7 @@ pub fn check_host() -> Result<(), AttachError> {
 
 /// The name of the pinned link for an interface; bpffs takes no dots.
 pub fn link_pin(interface: &str) -> String {
-    format!("link_{}", interface.replace('.', "_"))
+    format!("{LINK_PREFIX}{}", interface.replace('.', "_"))
 }
 
 fn attach_anew(link: &Link, program: &mut Xdp, mode: Mode) -> Result<FdLink, AttachError> {

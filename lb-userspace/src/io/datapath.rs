@@ -183,6 +183,8 @@ impl Datapath {
             // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
             interface.attach(program, self.mode)?;
         }
+        self.pin_program()?;
+        self.release_others()?;
         self.unfinished.pins = None;
         Ok(())
     }
@@ -195,14 +197,33 @@ impl Datapath {
 
     fn load_program(&mut self) -> Result<(), DatapathError> {
         let program = program(&mut self.ebpf, "balancer")?;
-        program.load().map_err(|error| DatapathError::Program { name: "balancer", error })?;
-        // The new one takes the old one's place in one step, so that there always is one.
+        program.load().map_err(|error| DatapathError::Program { name: "balancer", error })
+    }
+
+    /// The new program takes the old one's place in one step, so that there always is one.
+    fn pin_program(&mut self) -> Result<(), DatapathError> {
+        let program = program(&mut self.ebpf, "balancer")?;
         let (path, draft) = (self.pins.join(PROGRAM_PIN), self.pins.join("prog_new"));
         if draft.exists() {
             fs::remove_file(&draft)?;
         }
         program.pin(&draft).map_err(|error| DatapathError::Pin { path: draft.clone(), error })?;
-        fs::rename(&draft, &path)?;
+        Ok(fs::rename(&draft, &path)?)
+    }
+
+    /// Detaches from interfaces that an earlier agent was given and this one is not.
+    fn release_others(&self) -> Result<(), DatapathError> {
+        let wanted =
+            |name: &str| self.interfaces.iter().any(|interface| attach::link_pin(&interface.link.name) == name);
+        for entry in fs::read_dir(&self.pins)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.starts_with(attach::LINK_PREFIX) && !wanted(&name) {
+                fs::remove_file(entry.path())?;
+                info!(pin = &*name, "detached from an interface that is not configured any more");
+            }
+        }
         Ok(())
     }
 }

@@ -263,3 +263,65 @@ fn look_up(
 fn shown(address: &Address) -> IpAddr {
     unmapped(*address).map_or_else(|| IpAddr::from(*address), IpAddr::from)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use lb_common::address::mapped;
+    use rustix::thread::{UnshareFlags, unshare_unsafe};
+
+    use super::*;
+
+    fn ip(arguments: &str) {
+        let done = Command::new("ip").args(arguments.split(' ')).status().unwrap();
+        assert!(done.success(), "ip {arguments}");
+    }
+
+    fn resolved(found: &mut tokio::sync::mpsc::Receiver<Resolved>) -> Resolved {
+        for _ in 0..100 {
+            if let Ok(resolved) = found.try_recv() {
+                return resolved;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        panic!("nothing was resolved");
+    }
+
+    /// In a network namespace of its own; without the right to make one there is nothing to test.
+    #[test]
+    fn next_hops_follow_routes_and_neighbours() {
+        // SAFETY: only this test's thread, and those it starts, move to the new network namespace.
+        if let Err(error) = unsafe { unshare_unsafe(UnshareFlags::NEWNET) } {
+            eprintln!("skipped: cannot make a network namespace ({error}); run as root");
+            return;
+        }
+        ip("link add name test0 address 02:00:00:00:00:0a mtu 1400 type veth peer name test1");
+        ip("link set test0 up");
+        ip("link set test1 up");
+        ip("addr add 10.0.0.1/24 dev test0");
+        ip("route add 10.1.0.0/16 via 10.0.0.3 mtu 1300");
+        ip("neigh add 10.0.0.2 lladdr 02:00:00:00:00:02 dev test0 nud permanent");
+        ip("neigh add 10.0.0.3 lladdr 02:00:00:00:00:03 dev test0 nud permanent");
+
+        let (sender, mut found) = tokio::sync::mpsc::channel(8);
+        let next_hops = NextHops::start(sender).unwrap();
+        let (direct, routed, later) = (mapped([10, 0, 0, 2]), mapped([10, 1, 2, 3]), mapped([10, 2, 0, 1]));
+        next_hops.follow(vec![direct, routed, later, mapped([10, 0, 0, 1])]);
+
+        let first = resolved(&mut found);
+        assert_eq!((first.address, first.next_hop.destination[5], first.next_hop.mtu), (direct, 2, 1400));
+        assert_eq!(first.next_hop.source, [2, 0, 0, 0, 0, 0x0a]);
+        let second = resolved(&mut found);
+        assert_eq!((second.address, second.next_hop.destination[5], second.next_hop.mtu), (routed, 3, 1300));
+
+        ip("neigh replace 10.0.0.2 lladdr 02:00:00:00:00:22 dev test0 nud permanent");
+        let moved = resolved(&mut found);
+        assert_eq!((moved.address, moved.next_hop.destination[5]), (direct, 0x22));
+
+        ip("route add 10.2.0.0/16 via 10.0.0.2");
+        let reached = resolved(&mut found);
+        assert_eq!((reached.address, reached.next_hop.destination[5]), (later, 0x22));
+        assert!(found.try_recv().is_err(), "an own address has no next hop");
+    }
+}

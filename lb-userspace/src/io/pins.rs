@@ -12,7 +12,7 @@ use rustix::{
     fs::statfs,
     mount::{MountFlags, mount},
 };
-use tracing::info;
+use tracing::{info, warn};
 
 /// Where bpffs is on every distribution.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -113,6 +113,13 @@ pub fn prepare(directory: &Path) -> Result<(), PinsError> {
         mount("bpf", BPFFS, "bpf", flags, c"mode=0700")
             .map_err(|errno| PinsError::Io { path: BPFFS.into(), error: errno.into() })?;
         info!("mounted a BPF file system on {BPFFS}");
+        if fs::read_link("/proc/self/ns/mnt").ok() != fs::read_link("/proc/1/ns/mnt").ok() {
+            // As `ip netns exec` makes one: it mounts a new /sys, which hides the host's bpffs.
+            warn!(
+                "this process has a mount namespace of its own, and the pins go with it: the datapath will not outlive the \
+                 agent. Use `nsenter --net=/run/netns/NAME` instead of `ip netns exec NAME`"
+            );
+        }
     }
     fs::create_dir_all(directory).map_err(failed)
 }
@@ -187,4 +194,70 @@ fn difference(found: &Shape, expected: &Shape) -> Option<String> {
 
 fn is_bpffs(path: &Path) -> io::Result<bool> {
     Ok(statfs(path)?.f_type as u64 & 0xffff_ffff == BPF_FS_MAGIC)
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::maps::{HashMap, IterableMap as _};
+
+    use super::*;
+
+    const FLOWS: Shape = Shape { map_type: 1, key_size: 16, value_size: 32, max_entries: 64, flags: 0 };
+
+    /// A pin directory; needs CAP_BPF and a bpffs, without them there is nothing to test.
+    fn directory(name: &str) -> Option<PathBuf> {
+        let path = Path::new(BPFFS).join(format!("tandem-test-{}-{name}", std::process::id()));
+        if let Err(error) = prepare(&path) {
+            eprintln!("skipped: {error}; run as root");
+            return None;
+        }
+        Some(path)
+    }
+
+    fn shapes() -> BTreeMap<String, Shape> {
+        BTreeMap::from([(maps::FLOWS.to_owned(), FLOWS)])
+    }
+
+    #[test]
+    fn a_map_of_another_shape_is_refused_and_left_alone() {
+        let Some(path) = directory("shape") else { return };
+        let pinned = HashMap::<MapData, [u8; 16], [u8; 24]>::create(64, 0).unwrap();
+        pinned.map().pin(path.join(maps::FLOWS)).unwrap();
+        let error = check(&path, &shapes()).unwrap_err().to_string();
+        assert!(error.contains("its value size is 24, wanted is 32"), "{error}");
+        assert!(error.contains("rm -r"), "{error}");
+        assert!(path.join(maps::FLOWS).exists());
+        remove(&path).unwrap();
+    }
+
+    #[test]
+    fn a_map_of_another_capacity_is_refused() {
+        let Some(path) = directory("capacity") else { return };
+        let pinned = HashMap::<MapData, [u8; 16], [u8; 32]>::create(65, 0).unwrap();
+        pinned.map().pin(path.join(maps::FLOWS)).unwrap();
+        let error = check(&path, &shapes()).unwrap_err().to_string();
+        assert!(error.contains("its capacity is 65, wanted is 64"), "{error}");
+        remove(&path).unwrap();
+    }
+
+    #[test]
+    fn another_schema_is_refused_and_an_unwritten_one_is_not() {
+        let Some(path) = directory("schema") else { return };
+        let mut node = Array::<MapData, Node>::create(1, 0).unwrap();
+        node.map().pin(path.join(maps::NODE)).unwrap();
+        check(&path, &BTreeMap::new()).unwrap();
+        for (schema, fits) in [(SCHEMA, true), (SCHEMA ^ 1, false)] {
+            let zeros = <Node as zerocopy::FromZeros>::new_zeroed();
+            node.set(0, Node { schema, ..zeros }, 0).unwrap();
+            assert_eq!(check(&path, &BTreeMap::new()).is_ok(), fits);
+        }
+        remove(&path).unwrap();
+    }
+
+    #[test]
+    fn a_directory_outside_of_bpffs_is_refused_with_the_command_that_helps() {
+        let error = prepare(&std::env::temp_dir().join("tandem-pins")).unwrap_err().to_string();
+        assert!(error.contains("mount -t bpf"), "{error}");
+        assert!(matches!(prepare(Path::new("/sys/fs/bpf/a.b")), Err(PinsError::Dot(_))));
+    }
 }

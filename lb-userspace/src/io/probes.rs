@@ -19,7 +19,6 @@ const RECEIVE_BYTES: usize = 4096;
 pub struct Prober {
     socket: UdpSocket,
     port: u16,
-    lost: u64,
 }
 
 impl Prober {
@@ -30,18 +29,11 @@ impl Prober {
         socket.set_recv_buffer_size(RECEIVE_BYTES)?;
         socket.set_nonblocking(true)?;
         socket.bind(&SocketAddrV4::new(own, port).into())?;
-        Ok(Self { socket: socket.into(), port, lost: 0 })
+        Ok(Self { socket: socket.into(), port })
     }
 
-    /// Sends a probe. One that the kernel does not take is a lost probe like any other.
-    pub fn send(&mut self, to: Ipv4Addr, probe: &Probe) {
-        if self.socket.send_to(probe.as_bytes(), (to, self.port)).is_err() {
-            self.lost += 1;
-        }
-    }
-
-    /// Probes that the kernel did not take.
-    pub fn lost(&self) -> u64 {
-        self.lost
+    /// Sends a probe. One that the kernel does not take is lost like one on the way.
+    pub fn send(&self, to: Ipv4Addr, probe: &Probe) {
+        let _lost = self.socket.send_to(probe.as_bytes(), (to, self.port));
     }
 }
