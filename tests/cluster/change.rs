@@ -50,6 +50,9 @@ fn draining_a_server_keeps_its_established_connections() {
     }
     let on_drained = callers.iter().filter(|caller| caller.server() == 1).count();
     assert!(on_drained > 0, "30 connections, none on the server that will be drained");
+    for caller in &callers {
+        entries_everywhere(&cluster, &tcp_flow(caller.port()));
+    }
     let name = cluster.servers[0].name().to_owned();
     cluster.config.drain(&name);
     cluster.reconfigure().unwrap();

@@ -8,12 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
-use lb_common::flow::{FlowEntry, FlowKeyV4, TCP};
+use anyhow::{Context, Result, bail};
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4, TCP},
+    rank::bit,
+};
 
 use crate::{
     command,
     config::Config,
+    interrupt,
     member::{self, Member},
     run::Run,
     server::Server,
@@ -83,7 +87,23 @@ impl Cluster {
     pub fn start_members(&mut self) -> Result<()> {
         self.members.iter_mut().try_for_each(Member::start)?;
         self.members.iter_mut().try_for_each(|member| member.wait_ready(READY_LIMIT))?;
+        self.wait_agreed()?;
         self.members.iter().try_for_each(|member| self.topology.announce(&member.host))
+    }
+
+    /// Waits until all members with an agent take each other for owners of new flows.
+    fn wait_agreed(&self) -> Result<()> {
+        let running = || self.members.iter().filter(|member| member.pid().is_some());
+        let all = running().fold(0, |mask, member| mask | bit(member.id));
+        let agrees = |member: &Member| {
+            let expected = if self.naive { bit(member.id) } else { all };
+            member.tables().liveness().is_ok_and(|liveness| liveness.eligible == expected)
+        };
+        if !interrupt::wait_until(READY_LIMIT, Duration::from_millis(2), || running().all(agrees))? {
+            let views = running().map(|member| (member.name(), member.tables().liveness()));
+            bail!("the members do not agree on who is eligible: {:?}", views.collect::<Vec<_>>());
+        }
+        Ok(())
     }
 
     /// Member `id`.
