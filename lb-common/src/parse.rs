@@ -112,13 +112,13 @@ fn parse_for_member<F: Frame + ?Sized, T: Tables>(
     outer: &Ipv4Hdr,
     ingress: u32,
 ) -> Parsed {
+    let on_cluster_interface = node.cluster_ifindex == 0 || node.cluster_ifindex == ingress;
     if outer.proto == UDP {
-        return parse_probe(frame, tables, node, outer);
+        return parse_probe(frame, tables, node, outer, on_cluster_interface);
     }
     if outer.proto != IPIP {
         return Parsed::End(Reason::NotOurs);
     }
-    let on_cluster_interface = node.cluster_ifindex == 0 || node.cluster_ifindex == ingress;
     if !on_cluster_interface || tables.member_at(&mapped(outer.src_addr)).is_none() {
         return Parsed::End(Reason::DropStranger);
     }
@@ -214,14 +214,20 @@ fn tcp_flags(tcp: &TcpHdr) -> u8 {
 }
 
 #[inline(always)]
-fn parse_probe<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, node: &Node, ip: &Ipv4Hdr) -> Parsed {
+fn parse_probe<F: Frame + ?Sized, T: Tables>(
+    frame: &F,
+    tables: &T,
+    node: &Node,
+    ip: &Ipv4Hdr,
+    on_cluster_interface: bool,
+) -> Parsed {
     let Some(udp) = frame.header::<UdpHdr>(ETHERNET + IPV4) else { return Parsed::End(Reason::NotOurs) };
     if ip.vihl != 0x45 || is_fragment(ip) || udp.dst != node.port {
         return Parsed::End(Reason::NotOurs);
     }
     let Some(probe) = frame.header::<Probe>(PROBE_OFFSET) else { return Parsed::End(Reason::DropProbe) };
     let Some(member) = tables.member_at(&mapped(ip.src_addr)) else { return Parsed::End(Reason::DropProbe) };
-    if probe.magic != PROBE_MAGIC || probe.version != PROBE_VERSION || member == node.id {
+    if !on_cluster_interface || probe.magic != PROBE_MAGIC || probe.version != PROBE_VERSION || member == node.id {
         return Parsed::End(Reason::DropProbe);
     }
     match probe.kind {

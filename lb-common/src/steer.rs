@@ -115,10 +115,14 @@ pub enum Verdict<'t> {
 pub fn steer<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Verdict<'t> {
     let key = packet.key.service();
     let Some(service) = tables.service(&key) else { return Verdict::End(no_service(tables, packet, key.address)) };
-    match tables.flow(&packet.key) {
-        Some(flow) => steer_known(tables, packet, service, flow),
-        None => steer_unknown(tables, packet, service),
+    if let Some(flow) = tables.flow(&packet.key) {
+        let entry = tables.entry(flow);
+        // The element may have been recycled since it was found: then its backend is another flow's.
+        if entry.tag == packet.key.tag() {
+            return steer_known(tables, packet, service, flow, entry);
+        }
     }
+    steer_unknown(tables, packet, service)
 }
 
 /// The filter that let the packet in has false positives: only the mark says that the address is a VIP.
@@ -139,8 +143,8 @@ fn steer_known<'t, K: FlowKey, T: Flows<K>>(
     packet: &Packet<K>,
     service: Service,
     flow: T::Flow,
+    entry: FlowEntry,
 ) -> Verdict<'t> {
-    let entry = tables.entry(flow);
     let node = tables.node();
     if !packet.via_peer && entry.primary != node.id {
         let owners = Owners { primary: entry.primary, backup: entry.backup };
@@ -157,7 +161,7 @@ fn steer_known<'t, K: FlowKey, T: Flows<K>>(
     let now = tick(tables.now_ns());
     let (step, is_news) = next_step(&entry, kind, now);
     if step.last_seen != entry.last_seen || step.packets != entry.packets || is_news {
-        tables.touch(flow, packet.key.tag(), step);
+        tables.touch(flow, entry.tag, step);
     }
     if is_news {
         tables.emit(
@@ -473,6 +477,7 @@ impl Kind {
 ///                          +--- revival -----+------- not RST, SYN ---+
 /// ```
 ///
+/// A young flow takes FIN and RST like an established one: a handshake that is closed at once has a short timer.
 /// Law 5: nothing here destroys an entry, and a SYN changes nothing.
 #[inline(always)]
 fn next_step(entry: &FlowEntry, kind: Kind, now: u32) -> (Lifecycle, bool) {
@@ -480,8 +485,7 @@ fn next_step(entry: &FlowEntry, kind: Kind, now: u32) -> (Lifecycle, bool) {
     let (state, packets, revives) = match (entry.state, kind) {
         (STATE_YOUNG, Kind::Data | Kind::Bare) if count >= PLAUSIBLE_PACKETS => (STATE_ESTABLISHED, count, false),
         (STATE_YOUNG, Kind::Data | Kind::Bare) => (STATE_YOUNG, count, false),
-        // Not yet worth replicating, and its timer is short already.
-        (STATE_YOUNG, Kind::Syn | Kind::Fin | Kind::Rst) => (STATE_YOUNG, entry.packets, false),
+        (STATE_YOUNG, Kind::Syn) => (STATE_YOUNG, entry.packets, false),
         (STATE_CLOSING, Kind::Data) => (STATE_ESTABLISHED, 0, true),
         (STATE_CLOSING, Kind::Bare) if count >= REVIVAL_PACKETS => (STATE_ESTABLISHED, 0, true),
         (STATE_CLOSING, Kind::Bare) => (STATE_CLOSING, count, false),
@@ -490,7 +494,7 @@ fn next_step(entry: &FlowEntry, kind: Kind, now: u32) -> (Lifecycle, bool) {
         (STATE_RESET, Kind::Data | Kind::Bare) => (STATE_ESTABLISHED, 0, true),
         (STATE_RESET, Kind::Fin) => (STATE_CLOSING, 0, true),
         (STATE_RESET, Kind::Syn | Kind::Rst) => (STATE_RESET, entry.packets, false),
-        // ESTABLISHED; an entry holds no other state.
+        // YOUNG too, and ESTABLISHED; an entry holds no other state.
         (_, Kind::Fin) => (STATE_CLOSING, 0, false),
         (_, Kind::Rst) => (STATE_RESET, 0, false),
         (_, Kind::Syn | Kind::Data | Kind::Bare) => (entry.state, entry.packets, false),

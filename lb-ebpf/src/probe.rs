@@ -24,15 +24,16 @@ const FRONT: usize = ETHERNET + 28;
 pub(crate) fn reflect(cursor: &Cursor<'_>, from: u8) -> Reason {
     if let (Some(heard), Some(probe)) = (maps::HEARD.get_ptr_mut(u32::from(from)), cursor.header::<Probe>(PROBE_OFFSET))
     {
-        // SAFETY: the map's element; its readers tolerate a half-written one.
-        let heard = unsafe { &mut *heard };
-        heard.forwarding = u64::from_be_bytes(probe.forwarding);
-        heard.eligible = u64::from_be_bytes(probe.eligible);
-        heard.probe_counter = u64::from_be_bytes(probe.counter);
-        heard.incarnation = u32::from_be_bytes(probe.incarnation);
-        heard.flags = probe.flags;
-        // SAFETY: a helper call without arguments.
-        heard.probe_ns = unsafe { bpf_ktime_get_ns() };
+        // SAFETY: the map's element; no reference is made, because other CPUs write too, and its readers tolerate a
+        // half-written one.
+        unsafe {
+            (*heard).forwarding = u64::from_be_bytes(probe.forwarding);
+            (*heard).eligible = u64::from_be_bytes(probe.eligible);
+            (*heard).probe_counter = u64::from_be_bytes(probe.counter);
+            (*heard).incarnation = u32::from_be_bytes(probe.incarnation);
+            (*heard).flags = probe.flags;
+            (*heard).probe_ns = bpf_ktime_get_ns();
+        }
     }
     turn_round(cursor);
     Reason::ProbeReflected
@@ -43,12 +44,12 @@ pub(crate) fn reflect(cursor: &Cursor<'_>, from: u8) -> Reason {
 pub(crate) fn take(cursor: &Cursor<'_>, from: u8) -> Reason {
     if let (Some(heard), Some(probe)) = (maps::HEARD.get_ptr_mut(u32::from(from)), cursor.header::<Probe>(PROBE_OFFSET))
     {
-        // SAFETY: the map's element; its readers tolerate a half-written one.
-        let heard = unsafe { &mut *heard };
-        heard.echo_counter = u64::from_be_bytes(probe.counter);
-        heard.echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
-        // SAFETY: a helper call without arguments.
-        heard.echo_ns = unsafe { bpf_ktime_get_ns() };
+        // SAFETY: as in `reflect`.
+        unsafe {
+            (*heard).echo_counter = u64::from_be_bytes(probe.counter);
+            (*heard).echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
+            (*heard).echo_ns = bpf_ktime_get_ns();
+        }
     }
     Reason::EchoTaken
 }

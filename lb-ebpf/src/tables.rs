@@ -179,13 +179,15 @@ impl Flows<FlowKeyV4> for Maps {
 
     #[inline(always)]
     fn touch(&self, flow: Self::Flow, tag: u32, step: Lifecycle) {
-        // SAFETY: as above; the tag is compared right before the writes.
-        let entry = unsafe { &mut *flow };
-        if entry.tag == tag {
-            entry.last_seen = step.last_seen;
-            entry.revision = step.revision;
-            entry.state = step.state;
-            entry.packets = step.packets;
+        // SAFETY: as above; no reference is made, because other CPUs write too. The tag is compared right before the
+        // writes, and each is one store.
+        unsafe {
+            if (*flow).tag == tag {
+                (*flow).last_seen = step.last_seen;
+                (*flow).revision = step.revision;
+                (*flow).state = step.state;
+                (*flow).packets = step.packets;
+            }
         }
     }
 

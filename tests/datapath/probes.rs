@@ -11,7 +11,7 @@ use crate::{
     checks::now_ns,
     rig::{Rig, XDP_DROP, XDP_TX},
     wire::{Datagram, framed},
-    world::{OWN_ADDRESS, OWN_MAC, PROBE_PORT, ROUTER_MAC, member_address, world},
+    world::{LOOPBACK, OWN_ADDRESS, OWN_MAC, PROBE_PORT, ROUTER_MAC, member_address, world},
 };
 
 /// Source port of probes: a sender's own choice.
@@ -157,4 +157,13 @@ fn what_is_no_probe_is_the_hosts() {
     // A probe for a peer is the router's business.
     rig.ends(&good.to(member_address(3)).frame(), Reason::NotOurs);
     assert!((0..=64).all(|id| rig.heard(id) == Heard::new_zeroed()));
+}
+
+#[test]
+fn a_probe_from_another_interface_than_the_clusters_stamps_nothing() {
+    let mut rig = Rig::of(world(&[1, 2, 3]));
+    rig.change(|world| world.node.cluster_ifindex = LOOPBACK + 1);
+    rig.ends(&frame(2, &request(2, 1)), Reason::DropProbe);
+    rig.ends(&frame(3, &echo(1, 3)), Reason::DropProbe);
+    assert_eq!([rig.heard(2), rig.heard(3)], [Heard::new_zeroed(); 2]);
 }

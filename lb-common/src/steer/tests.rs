@@ -166,10 +166,10 @@ const ALL_KINDS: [Kind; 5] = [Kind::Syn, Kind::Fin, Kind::Rst, Kind::Data, Kind:
 fn every_state_takes_every_kind_of_packet() {
     let (y, e, c, r) = (STATE_YOUNG, STATE_ESTABLISHED, STATE_CLOSING, STATE_RESET);
     let rows = [
-        (y, 0, [(y, 0, false), (y, 0, false), (y, 0, false), (y, 1, false), (y, 1, false)]),
-        (y, 1, [(y, 1, false), (y, 1, false), (y, 1, false), (y, 2, false), (y, 2, false)]),
-        (y, 2, [(y, 2, false), (y, 2, false), (y, 2, false), (e, 3, false), (e, 3, false)]),
-        (y, 255, [(y, 255, false), (y, 255, false), (y, 255, false), (e, 255, false), (e, 255, false)]),
+        (y, 0, [(y, 0, false), (c, 0, false), (r, 0, false), (y, 1, false), (y, 1, false)]),
+        (y, 1, [(y, 1, false), (c, 0, false), (r, 0, false), (y, 2, false), (y, 2, false)]),
+        (y, 2, [(y, 2, false), (c, 0, false), (r, 0, false), (e, 3, false), (e, 3, false)]),
+        (y, 255, [(y, 255, false), (c, 0, false), (r, 0, false), (e, 255, false), (e, 255, false)]),
         (e, 0, [(e, 0, false), (c, 0, false), (r, 0, false), (e, 0, false), (e, 0, false)]),
         (e, 3, [(e, 3, false), (c, 0, false), (r, 0, false), (e, 3, false), (e, 3, false)]),
         (c, 0, [(c, 0, false), (c, 0, false), (r, 0, false), (e, 0, true), (c, 1, false)]),
