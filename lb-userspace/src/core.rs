@@ -53,7 +53,7 @@ pub use self::{
     view::View,
 };
 use self::{
-    expiry::{Tombstones, Young},
+    expiry::{Dues, Tombstones},
     link::{Link, Peer},
     liveness::{State, Watch},
     parked::Parked,
@@ -88,7 +88,8 @@ pub struct Core {
 
     slots: Slots,
     table: Table,
-    young: Young,
+    /// Young flows, by the time at which they are old enough.
+    young: Dues,
     tombstones: Tombstones,
     parked: Parked,
     is_full: bool,
@@ -267,7 +268,7 @@ impl Core {
             overflown: Vec::new(),
             slots,
             table: Table::new(view.hash_key, view.limits.flows),
-            young: Young::default(),
+            young: Dues::default(),
             tombstones: Tombstones::default(),
             parked: Parked::default(),
             is_full: false,

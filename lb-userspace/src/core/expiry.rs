@@ -4,11 +4,7 @@
 //! map shows later traffic than the owner knew refuses. The others let go on their own after twice the timeout without a word. After an owner
 //! came or went nothing of it ends for a full timeout: the new acting owner has not seen the traffic of before.
 
-use std::{
-    cmp::Reverse,
-    collections::{BinaryHeap, VecDeque},
-    time::Duration,
-};
+use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
 use lb_common::{
     flow::{FlowKey, STATE_CLOSING, STATE_RESET, STATE_YOUNG, UDP, tick, ticks_of_ms},
@@ -26,11 +22,11 @@ const VISITS_MIN: u64 = 64;
 /// Entries written again in one round because a sweep did not find them: the driver has other work to do.
 const REPAIRS_MAX: usize = 256;
 
-/// Young flows, by the time at which they are old enough.
+/// Rows by the time at which something is to be done about them.
 #[derive(Default)]
-pub(crate) struct Young(BinaryHeap<Reverse<(u64, u32)>>);
+pub(crate) struct Dues(BinaryHeap<Reverse<(u64, u32)>>);
 
-impl Young {
+impl Dues {
     pub(crate) fn push(&mut self, due: u64, row: u32) {
         self.0.push(Reverse((due, row)));
     }
@@ -45,10 +41,10 @@ impl Young {
     }
 }
 
-/// Tombstones in the order in which they came, with the tick at which their flow ended.
+/// Tombstones, by the time at which they are forgotten: at all members at about the same.
 #[derive(Default)]
 pub(crate) struct Tombstones {
-    order: VecDeque<(u32, u32)>,
+    dues: Dues,
     /// Rows that are tombstones.
     pub(crate) count: usize,
 }
@@ -104,7 +100,7 @@ impl Core {
         let Some(number) = self.table.find(key) else { return };
         let Some(&row) = self.table.row(number).filter(|row| row.expiring) else { return };
         if row.shared && self.acting_owner(&row) == self.view.me {
-            self.end(now, number, row.record, row.last_seen);
+            self.end(now, number, row.record, row.last_seen, tick(now));
             self.tell_all(now, number);
         } else {
             // Nobody else knows it, or its acting owner has forgotten to tell of its end.
@@ -113,24 +109,23 @@ impl Core {
         }
     }
 
-    /// The row has become a tombstone.
-    pub(crate) fn bury(&mut self, number: u32) {
+    /// The row has become a tombstone, `created` at its flow's end.
+    pub(crate) fn bury(&mut self, now: u64, number: u32) {
         if let Some(row) = self.table.row(number) {
-            self.tombstones.order.push_back((row.created, number));
+            let left = self.tombstone_ticks().saturating_sub(age(tick(now), row.created));
+            self.tombstones.dues.push(now + (u64::from(left) << 20), number);
             self.tombstones.count += 1;
         }
     }
 
     /// Forgets old tombstones, and the oldest when there are too many.
     pub(crate) fn forget_tombstones(&mut self, now: u64) {
-        while let Some(&(ended, number)) = self.tombstones.order.front() {
+        loop {
             let too_many = self.tombstones.count > self.view.limits.tombstones;
-            if !too_many && age(tick(now), ended) < self.tombstone_ticks() {
-                break;
-            }
-            self.tombstones.order.pop_front();
-            // The flow may have been revived, and the row may be another flow's by now.
-            if self.table.row(number).is_some_and(|row| row.record.is_tombstone() && row.created == ended) {
+            let Some(number) = self.tombstones.dues.pop_due(if too_many { u64::MAX } else { now }) else { break };
+            // The flow may have been revived and ended again since, or the row be another's: that has a due of its own.
+            let is_old = |row: &Row| too_many || age(tick(now), row.created) >= self.tombstone_ticks();
+            if self.table.row(number).is_some_and(|row| row.record.is_tombstone() && is_old(row)) {
                 self.table.remove(number);
                 self.tombstones.count -= 1;
             }

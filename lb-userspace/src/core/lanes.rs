@@ -12,12 +12,15 @@ use super::{
     Core, Session,
     event::CloseReason,
     link::{Link, Stage, nanos},
-    replication::idle_ms,
+    replication::{ended_s, idle_ms},
+    table::Row,
     wire::{Batch, Frame, Item, PAYLOAD_MAX, RECORD_V6},
 };
 
 /// How long the flows that a peer does not own may wait for more of them.
 const LAZY: Duration = Duration::from_millis(50);
+/// How long after a snapshot its errors are corrected: those who know better answer within a round trip.
+const CORRECTION: Duration = Duration::from_secs(3);
 /// Flows that fill a frame: then the lazy lane does not wait.
 const FRAME_FULL: usize = PAYLOAD_MAX / RECORD_V6;
 
@@ -49,6 +52,14 @@ impl Core {
                 self.overflown.push(session);
             }
         }
+    }
+
+    /// A flow that a snapshot has just called alive has ended: its peers may have heard of the end before, and forgotten it.
+    pub(crate) fn correct(&mut self, now: u64, number: u32) {
+        let is_recent = |link: &Link| link.cursor.is_some() || now.saturating_sub(link.snapshot_at) < nanos(CORRECTION);
+        let peers: Vec<u8> =
+            self.links.values().filter(|l| l.stage == Stage::Open && is_recent(l)).map(|l| l.peer).collect();
+        peers.into_iter().for_each(|peer| self.tell(now, number, peer));
     }
 
     /// Ends the sessions whose peers do not keep up; nothing they miss is lost, their snapshot will hold it.
@@ -113,7 +124,7 @@ impl Core {
             row.queued &= !bit(link.peer);
             if !row.record.is_young() {
                 row.shared = true;
-                batch.push(&Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen) });
+                batch.push(&item(now, row));
             }
         }
         (!batch.is_empty()).then(|| batch.finish())
@@ -128,7 +139,7 @@ impl Core {
             if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.record.is_young()) {
                 row.shared = true;
                 link.snapshot_sent += 1;
-                batch.push(&Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen) });
+                batch.push(&item(now, row));
             }
             cursor += 1;
         }
@@ -148,6 +159,11 @@ impl Core {
             }
         }
     }
+}
+
+fn item(now: u64, row: &Row) -> Item {
+    let ended_s = if row.record.is_tombstone() { ended_s(now, row.created) } else { 0 };
+    Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen), ended_s }
 }
 
 impl Link {

@@ -102,9 +102,10 @@ impl Core {
     /// A peer's record.
     pub(crate) fn apply(&mut self, now: u64, peer: u8, item: &Item) {
         let seen = tick(now).wrapping_sub(ticks_of_ms(u64::from(item.idle_ms.min(IDLE_MS_MAX))));
+        let ended = tick(now).wrapping_sub(ticks_of_ms(u64::from(item.ended_s) * 1000));
         let Some(number) = self.table.find(&item.key) else {
             match self.slots.find(&item.key, &item.record.backend.address) {
-                _ if item.record.is_tombstone() => self.learn_end(now, item, seen),
+                _ if item.record.is_tombstone() => self.learn_end(now, item, seen, ended),
                 Some(slot) => self.learn(item, slot, seen),
                 None => self.park(peer, item, seen),
             }
@@ -128,7 +129,7 @@ impl Core {
         if let Some(row) = self.table.row_mut(number) {
             row.shared = true;
         }
-        self.take_over(now, number, merged, slot.unwrap_or_default(), seen);
+        self.take_over(now, number, merged, slot.unwrap_or_default(), [seen, ended]);
         if is_refused || known.is_young() && merged != item.record {
             // What this member knew of a young flow it has told nobody yet.
             self.tell_all(now, number);
@@ -137,8 +138,8 @@ impl Core {
         }
     }
 
-    /// Makes the row's record `merged`, after a peer's word that was `seen` then.
-    fn take_over(&mut self, now: u64, number: u32, merged: Record, slot: u16, seen: u32) {
+    /// Makes the row's record `merged`, by the word of a peer by whom the flow was last seen, and has perhaps ended, then.
+    fn take_over(&mut self, now: u64, number: u32, merged: Record, slot: u16, [seen, ended]: [u32; 2]) {
         let Some(&Row { record: known, last_seen, key, .. }) = self.table.row(number) else { return };
         match (known.is_tombstone(), merged.is_tombstone()) {
             (true, true) => self.rewrite(now, number, merged),
@@ -147,7 +148,8 @@ impl Core {
                 self.put(number, PutMode::Insert);
             }
             (false, true) => {
-                self.end(now, number, merged, later(last_seen, seen));
+                self.end(now, number, merged, later(last_seen, seen), ended);
+                self.correct(now, number);
                 self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since: seen.wrapping_add(SLACK) });
             }
             (false, false) => {
@@ -181,17 +183,15 @@ impl Core {
     }
 
     /// An end of a flow that is not known here: another member may still believe in it, and tell of it later.
-    fn learn_end(&mut self, now: u64, item: &Item, seen: u32) {
-        let longest = ticks_of_ms(self.view.timeouts.established.as_millis() as u64);
-        if age(tick(now), seen) >= longest.saturating_add(self.tombstone_ticks()) {
-            // Kept anew after every snapshot, it would be passed round for ever.
+    fn learn_end(&mut self, now: u64, item: &Item, seen: u32, ended: u32) {
+        if age(tick(now), ended) >= self.tombstone_ticks() {
             return;
         }
-        let number = self.add(item.key, item.record, 0, tick(now), seen);
+        let number = self.add(item.key, item.record, 0, ended, seen);
         if let Some(row) = self.table.row_mut(number) {
             row.shared = true;
         }
-        self.bury(number);
+        self.bury(now, number);
         if !self.has_swept {
             // An adopted map may hold it, and would show it as a flow that nobody knows.
             self.outputs.push_back(Output::DeleteFlow { key: item.key, unless_seen_since: seen.wrapping_add(SLACK) });
@@ -214,7 +214,7 @@ impl Core {
             return;
         }
         for (peer, mut item, seen) in parked {
-            item.idle_ms = idle_ms(now, seen);
+            (item.idle_ms, item.ended_s) = (idle_ms(now, seen), 0);
             self.apply(now, peer, &item);
         }
         let records = before.saturating_sub(self.parked.len());
@@ -276,12 +276,12 @@ impl Core {
     }
 
     /// Turns a live row into a tombstone of a flow whose last known packet was at tick `last_seen`.
-    pub(crate) fn end(&mut self, now: u64, number: u32, mut record: Record, last_seen: u32) {
+    pub(crate) fn end(&mut self, now: u64, number: u32, mut record: Record, last_seen: u32, ended: u32) {
         let Some(row) = self.table.row_mut(number) else { return };
         record.lifecycle.state = STATE_DELETED;
         self.slots.release(now, row.slot);
-        (row.record, row.slot, row.created, row.last_seen, row.expiring) = (record, 0, tick(now), last_seen, false);
-        self.bury(number);
+        (row.record, row.slot, row.created, row.last_seen, row.expiring) = (record, 0, ended, last_seen, false);
+        self.bury(now, number);
     }
 
     pub(crate) fn put(&mut self, number: u32, mode: PutMode) {
@@ -322,6 +322,12 @@ fn is_tellable(key: &Key, record: &Record) -> bool {
     !record.is_tombstone() && wire::check(key, &record).is_ok()
 }
 
+/// Whole seconds since tick `ended`.
+pub(crate) fn ended_s(now: u64, ended: u32) -> u8 {
+    u8::try_from(idle_ms(now, ended) / 1000).unwrap_or(u8::MAX)
+}
+
+/// Milliseconds since tick `last_seen`.
 pub(crate) fn idle_ms(now: u64, last_seen: u32) -> u32 {
     let ms = lb_common::flow::ms_of_ticks(age(tick(now), last_seen));
     u32::try_from(ms).unwrap_or(u32::MAX)

@@ -18,7 +18,7 @@ use super::{
 pub const VERSION: u8 = 1;
 /// The version of `Hello` itself, for ever: it is what versions are agreed on with.
 pub const HELLO_VERSION: u8 = 1;
-/// Bytes of a payload: what one read of a socket brings, and 1,365 records of IPv4.
+/// Bytes of a payload: what one read of a socket brings, and 1,337 records of IPv4.
 pub const PAYLOAD_MAX: usize = 1 << 16;
 /// Bytes of the cluster's name.
 pub const NAME_MAX: usize = 64;
@@ -39,9 +39,9 @@ const HELLO_READY: u8 = 1;
 const FAMILY_V4: u8 = 4;
 const FAMILY_V6: u8 = 6;
 /// Bytes of a record of IPv4.
-pub const RECORD_V4: usize = 48;
+pub const RECORD_V4: usize = 49;
 /// Bytes of a record of IPv6.
-pub const RECORD_V6: usize = 72;
+pub const RECORD_V6: usize = 73;
 
 /// One thing said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,6 +95,8 @@ pub struct Item {
     pub record: Record,
     /// Milliseconds since its last packet that the sender knows of.
     pub idle_ms: u32,
+    /// Of a tombstone, seconds since the flow's end; 0 otherwise.
+    pub ended_s: u8,
 }
 
 /// Why bytes are no frame; the stream is of no more use.
@@ -211,6 +213,9 @@ fn items(reader: &mut Reader<'_>) -> Result<Vec<Item>, WireError> {
     while !reader.bytes.is_empty() {
         let item = item(reader)?;
         check(&item.key, &item.record).map_err(WireError::Impossible)?;
+        if item.ended_s != 0 && !item.record.is_tombstone() {
+            return Err(WireError::Impossible("end"));
+        }
         items.push(item);
     }
     Ok(items)
@@ -250,7 +255,8 @@ fn item(reader: &mut Reader<'_>) -> Result<Item, WireError> {
     let [primary, backup] = reader.take()?;
     let owners = OwnersRegister { term, primary, backup };
     let idle_ms = u32::from_be_bytes(reader.take()?);
-    Ok(Item { key, record: Record { generation, backend, lifecycle, owners }, idle_ms })
+    let [ended_s] = reader.take()?;
+    Ok(Item { key, record: Record { generation, backend, lifecycle, owners }, idle_ms, ended_s })
 }
 
 /// What no record may say: such a one is neither sent nor believed.
@@ -380,6 +386,7 @@ impl Batch {
         out.extend_from_slice(&owners.term.to_be_bytes());
         out.extend_from_slice(&[owners.primary, owners.backup]);
         out.extend_from_slice(&item.idle_ms.to_be_bytes());
+        out.push(item.ended_s);
     }
 
     /// The frame's bytes.

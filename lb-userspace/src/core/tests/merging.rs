@@ -60,7 +60,7 @@ proptest! {
         net.run(4 * S);
         let now = net.now;
         let mut hear = |id: u8, (client, record): (u16, Record)| {
-            let item = crate::core::wire::Item { key: key(client), record, idle_ms: 0 };
+            let item = crate::core::wire::Item { key: key(client), record, idle_ms: 0, ended_s: 0 };
             net.host(id).core.as_mut().expect("core").apply(now, 3 - id, &item);
         };
         said.iter().for_each(|said| hear(1, *said));
@@ -106,7 +106,7 @@ fn who_knows_less_is_told_more() {
     older.lifecycle.state = STATE_ESTABLISHED;
     let now = net.now;
     let other = 3 - owner;
-    let item = crate::core::wire::Item { key: key(1), record: older, idle_ms: 0 };
+    let item = crate::core::wire::Item { key: key(1), record: older, idle_ms: 0, ended_s: 0 };
     net.host(owner).core.as_mut().expect("core").apply(now, other, &item);
     let queued = net.core(owner).status().peers[0].queued;
     assert_eq!((net.core(owner).record(&key(1)), queued), (Some(known), 1));

@@ -19,7 +19,14 @@ fn item() -> Item {
             owners: OwnersRegister { term: 0x0a0b, primary: 3, backup: 64 },
         },
         idle_ms: 0x0c0d_0e0f,
+        ended_s: 0,
     }
+}
+
+fn tombstone() -> Item {
+    let mut item = Item { ended_s: 0x77, ..item() };
+    item.record.lifecycle.state = STATE_DELETED;
+    item
 }
 
 fn item_v6() -> Item {
@@ -67,14 +74,19 @@ fn every_frame_has_its_golden_bytes() {
         ),
         (
             Frame::Snapshot(vec![item()]),
-            "00000032 01 02 04 c6330203 cb00710a 9c40 0050 06 0102 83 04050607 00000000000000000000ffff0a000209 \
-             0809 02 0a0b 03 40 0c0d0e0f",
+            "00000033 01 02 04 c6330203 cb00710a 9c40 0050 06 0102 83 04050607 00000000000000000000ffff0a000209 \
+             0809 02 0a0b 03 40 0c0d0e0f 00",
         ),
         (Frame::SnapshotEnd { records: 258 }, "0000000a 01 03 0000000000000102"),
         (
             Frame::Delta(vec![item_v6()]),
-            "0000004a 01 04 06 11111111111111111111111111111111 22222222222222222222222222222222 3333 4444 11 0102 83 \
-             04050607 00000000000000000000ffff0a000209 0809 02 0a0b 03 40 0c0d0e0f",
+            "0000004b 01 04 06 11111111111111111111111111111111 22222222222222222222222222222222 3333 4444 11 0102 83 \
+             04050607 00000000000000000000ffff0a000209 0809 02 0a0b 03 40 0c0d0e0f 00",
+        ),
+        (
+            Frame::Delta(vec![tombstone()]),
+            "00000033 01 04 04 c6330203 cb00710a 9c40 0050 06 0102 83 04050607 00000000000000000000ffff0a000209 \
+             0809 05 0a0b 03 40 0c0d0e0f 77",
         ),
         (Frame::Keepalive, "00000002 01 05"),
         (Frame::Goodbye, "00000002 01 06"),
@@ -204,6 +216,7 @@ fn impossible_records_are_refused() {
     refused("owners", &|item| item.record.owners.primary = 0);
     refused("owners", &|item| item.record.owners.backup = 65);
     refused("owners", &|item| item.record.owners.backup = 3);
+    refused("end", &|item| item.ended_s = 1);
     let mut bytes = Frame::Delta(vec![item()]).encode();
     bytes[6] = 5;
     assert_eq!(decode(&bytes), Err(WireError::Impossible("address family")));
