@@ -93,6 +93,17 @@ pub const PROBE_GOODBYE: u8 = 2;
 /// The sender's maps are new and its records have not arrived: it must not be given known flows.
 pub const PROBE_EMPTY: u8 = 4;
 
+impl Heard {
+    /// When its last probe arrived; 0 when that said that its maps are empty.
+    ///
+    /// For a member without an agent, who knows of a peer's new start only from this: what the peer has not heard of
+    /// yet must not be handed to it.
+    #[inline(always)]
+    pub const fn probe_with_records_ns(&self) -> u64 {
+        self.probe_ns * (self.flags & PROBE_EMPTY == 0) as u64
+    }
+}
+
 /// The configured members whose last probe arrived less than `Node::silence_ns` ago, as a mask.
 ///
 /// Free of branches on what was heard, like `rank`.

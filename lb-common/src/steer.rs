@@ -28,7 +28,7 @@ pub trait Tables {
     fn node(&self) -> &Node;
     /// This member's view of all members.
     fn liveness(&self) -> &Liveness;
-    /// When the last probe of member `id` arrived; 0 for never.
+    /// When the last probe of member `id` arrived that did not call its maps empty; 0 for never.
     fn probe_heard_ns(&self, id: u8) -> u64;
     /// Members whose last probe is at most `Node::silence_ns` old; read only while the lease has lapsed.
     #[inline(always)]

@@ -4,7 +4,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use lb_common::{
     address::Address,
     flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
-    liveness::{Liveness, heard_lately},
+    liveness::{Heard, Liveness, heard_lately},
     node::Node,
     rank::{Owners, rank},
     service::{Service, ServiceKey},
@@ -160,7 +160,7 @@ extern "C" fn heard_members(now_ns: u64) -> u64 {
 
 #[inline(always)]
 fn probe_heard_ns(id: u8) -> u64 {
-    maps::HEARD.get(u32::from(id)).map_or(0, |heard| heard.probe_ns)
+    maps::HEARD.get(u32::from(id)).map_or(0, Heard::probe_with_records_ns)
 }
 
 impl Flows<FlowKeyV4> for Maps {

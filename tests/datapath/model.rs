@@ -207,7 +207,7 @@ impl Tables for Model {
     }
 
     fn probe_heard_ns(&self, id: u8) -> u64 {
-        self.heard.borrow().get(&id).map_or(0, |heard| heard.probe_ns)
+        self.heard.borrow().get(&id).map_or(0, Heard::probe_with_records_ns)
     }
 
     fn may_be_vip(&self, address: &Address) -> bool {
