@@ -1,8 +1,12 @@
 //! When this member may own new flows: when it knows what the others know (law 7).
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
-use super::{Core, event::Event, link::Stage};
+use super::{
+    Core,
+    event::Event,
+    link::{Link, Stage},
+};
 
 /// Without a ready peer for this long the cluster starts cold.
 const COLD_START: Duration = Duration::from_secs(1);
@@ -12,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Core {
     /// Becomes ready when all that can be known is known.
     ///
-    /// The own map has been swept, and every connected ready peer has sent all its records, one of them at least. If no
+    /// The own map has been swept, and every connected ready peer has sent all its records, one of them at least. What a
+    /// peer sent before it was ready does not count: it said so itself when it had become ready, and began anew. If no
     /// ready peer lives after a second, every connected peer counts, and none needs to be: joiners merge and are ready.
     pub(crate) fn consider_readiness(&mut self, now: u64) {
         if self.ready || !self.has_swept || self.stopping.is_some() {
@@ -25,12 +30,14 @@ impl Core {
         }
         let open = || self.links.values().filter(|link| link.stage == Stage::Open);
         let mut awaited = open().filter(|link| ready_peer.is_none() || self.is_peer_ready(link.peer));
-        let is_complete = awaited.all(|link| link.is_synchronized);
-        let peers = open().filter(|link| link.is_synchronized && self.is_peer_ready(link.peer)).count();
+        let is_complete = awaited.all(|link| link.is_synchronized && (ready_peer.is_none() || link.said_ready));
+        let has_all = |link: &&Link| link.is_synchronized && link.said_ready && self.is_peer_ready(link.peer);
+        let peers = open().filter(has_all).count();
         if is_complete && (ready_peer.is_none() || peers > 0) {
             self.ready = true;
             let records = self.live();
             self.report(Event::Ready { records, peers });
+            self.vouch_for_records();
         } else if let Some(id) = ready_peer
             && waited >= PATIENCE.as_nanos() as u64
             && !self.has_complained
@@ -41,8 +48,20 @@ impl Core {
         }
     }
 
+    /// Tells the peers that from here on a snapshot is one of all records; those who wait for one get it anew.
+    fn vouch_for_records(&mut self) {
+        self.greet_again();
+        let waiting: BTreeSet<u8> = self.peers.keys().copied().filter(|&id| !self.is_peer_ready(id)).collect();
+        for link in self.links.values_mut().filter(|link| link.stage == Stage::Open) {
+            // The peer counts from the greeting on, so one that is under way must begin anew in any case.
+            if link.cursor.is_some() || waiting.contains(&link.peer) {
+                link.begin_snapshot();
+            }
+        }
+    }
+
     fn is_peer_ready(&self, id: u8) -> bool {
-        let said_so = |link: &super::link::Link| link.stage == Stage::Open && link.peer == id && link.said_ready;
+        let said_so = |link: &Link| link.stage == Stage::Open && link.peer == id && link.said_ready;
         self.watch.is_ready(id) || self.watch.is_agent_alive(id) && self.links.values().any(said_so)
     }
 }

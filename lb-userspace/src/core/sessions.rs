@@ -159,7 +159,7 @@ impl Core {
         Ok(())
     }
 
-    /// A peer that has a new configuration says `Hello` again; nothing else in it may have changed.
+    /// A peer that has a new configuration, or has become ready, says `Hello` again; nothing else in it may have changed.
     fn greeted_again(&mut self, id: u8, session: Session, hello: &Hello) -> Result<(), CloseReason> {
         let is_same = hello.cluster == self.view.cluster
             && (hello.from, hello.to) == (id, self.view.me)
@@ -167,8 +167,14 @@ impl Core {
         if !is_same {
             return Err(CloseReason::Unexpected("second hello of somebody else"));
         }
+        let is_joiner = !self.ready;
         if let Some(link) = self.links.get_mut(&session) {
             link.configuration = (hello.generation, hello.hash);
+            if hello.ready && !link.said_ready {
+                (link.said_ready, link.snapshot_heard) = (true, 0);
+                // What it sent before was less than all.
+                link.is_synchronized &= !is_joiner;
+            }
         }
         self.compare_configuration(id);
         Ok(())
@@ -215,8 +221,8 @@ impl Core {
         self.report(Event::Synchronized { peer, incarnation, records });
     }
 
-    /// Tells open sessions of a configuration that has changed.
-    fn greet_again(&mut self) {
+    /// Tells open sessions of a configuration that has changed, or that this member has become ready.
+    pub(super) fn greet_again(&mut self) {
         let open: Vec<(Session, u8)> =
             self.links.iter().filter(|(_, l)| l.stage == Stage::Open).map(|(&s, l)| (s, l.peer)).collect();
         for (session, id) in open {
