@@ -356,7 +356,7 @@ fn record<'t, K: FlowKey, T: Flows<K>>(
         return deliver(backend, Reason::DeliverOverBudget);
     }
     let witnessed = if class == BUDGET_DERIVED { 0 } else { WITNESSED };
-    let entry = new_entry(tables, packet, fresh.owners, slot, state, witnessed);
+    let entry = new_entry(tables, packet, first_owners(tables, fresh), slot, state, witnessed);
     match tables.insert(&packet.key, &entry) {
         Inserted::Yes => {
             tables.emit(&packet.key, &entry);
@@ -365,6 +365,18 @@ fn record<'t, K: FlowKey, T: Flows<K>>(
         Inserted::Exists => deliver(backend, Reason::DeliverKnown),
         Inserted::Full => deliver(backend, Reason::DeliverTableFull),
     }
+}
+
+/// The owners that an entry begins with: the flow's, if both may own misses.
+///
+/// A ranked owner that may not has never heard of the flow. As it may well forward, packets that meet the
+/// entry would be handed to it, and it would answer from a ring that nobody keeps up to date.
+#[inline(always)]
+fn first_owners<T: Tables>(tables: &T, fresh: &Fresh) -> Owners {
+    let node = tables.node();
+    let able = eligible(tables) | bit(node.id);
+    let ranked = bit(fresh.owners.primary) | bit(fresh.owners.backup);
+    if ranked & !able == 0 { fresh.owners } else { tables.rank(fresh.hash, able & node.configured) }
 }
 
 #[inline(always)]

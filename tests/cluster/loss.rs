@@ -6,6 +6,7 @@ use tests::{
     cluster::{Cluster, READY_LIMIT, tcp_flow},
     detection::Watch,
     traffic::{
+        caller::Caller,
         datagrams::{Pace, Stream},
         load::{Ledger, Load, Plan},
     },
@@ -49,6 +50,31 @@ fn killing_an_agent_loses_nothing() {
     assert_nothing_broke(&load.finish());
     // The strict figure, with control runs, is an acceptance row; a busy machine may drop a few by itself.
     assert!(tally.lost() <= 5 && tally.wrong == 0, "{tally:?}");
+}
+
+/// Such a flow is known to its acting owners and the others, not to the primary of its rank: that one still forwards,
+/// but by the ring of its last configuration.
+#[test]
+fn a_flow_begun_without_its_primarys_agent_keeps_its_server_when_the_servers_change() {
+    let mut cluster = cluster(3);
+    cluster.member(2).unwrap().kill().unwrap();
+    thread::sleep(Duration::from_millis(500));
+    let ports = ports(&cluster, tcp_flow, |ranked| ranked[0] == 2).take(40);
+    let mut callers: Vec<Caller> = ports.map(|port| Caller::open(&cluster.topology.client, port).unwrap()).collect();
+    callers.iter_mut().for_each(|caller| caller.ask().unwrap());
+    let drained = cluster.servers[0].name().to_owned();
+    cluster.config.drain(&drained);
+    cluster.reconfigure().unwrap();
+    thread::sleep(Duration::from_millis(300));
+    callers.iter_mut().for_each(|caller| caller.ask().unwrap());
+    // New ones, of which the primary without an agent would answer a third with the drained server.
+    let later = crate::ports(&cluster, tcp_flow, |ranked| ranked[0] == 2).skip(40).take(40);
+    for port in later {
+        let mut caller = Caller::open(&cluster.topology.client, port).unwrap();
+        caller.ask().unwrap();
+        caller.ask().unwrap();
+        assert_ne!(caller.server(), 1, "a new connection went to the drained server");
+    }
 }
 
 #[test]
@@ -106,7 +132,7 @@ fn full_size_uploads_pass_a_hand_off() {
     cluster.receive_at(&[1]).unwrap();
     // Received by member 1, owned by others: encapsulated twice on the way.
     let port = ports(&cluster, tcp_flow, |ranked| ranked[0] != 1).next().unwrap();
-    let mut caller = tests::traffic::caller::Caller::open(&cluster.topology.client, port).unwrap();
+    let mut caller = Caller::open(&cluster.topology.client, port).unwrap();
     for _ in 0..16 {
         caller.upload().unwrap();
     }

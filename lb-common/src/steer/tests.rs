@@ -135,6 +135,25 @@ fn a_hit_is_owned_by_its_primary_its_backup_or_the_best_ranked_who_forwards() {
     assert_eq!(owner_of_a_hit(&View::of(&all, &all), 0, 0), 4);
 }
 
+/// The owners that an entry of a flow whose members rank 2, 3, 4, 1 begins with.
+fn owners_of_an_entry(view: &View) -> (u8, u8) {
+    let hash = hash_ranked(view, [2, 3, 4, 1]);
+    let owners = first_owners(view, &Fresh { hash, owners: view.rank(hash, view.node.configured), ring: 0 });
+    (owners.primary, owners.backup)
+}
+
+#[test]
+fn an_entry_names_no_owner_that_cannot_have_heard_of_its_flow() {
+    let all = [1, 2, 3, 4];
+    assert_eq!(owners_of_an_entry(&View::of(&all, &all)), (2, 3));
+    assert_eq!(owners_of_an_entry(&View::of(&all, &[1, 3, 4])), (3, 4));
+    assert_eq!(owners_of_an_entry(&View::of(&all, &[1, 2, 4])), (2, 4));
+    // Whoever delivers knows it.
+    assert_eq!(owners_of_an_entry(&View::of(&all, &[2])), (2, 1));
+    assert_eq!(owners_of_an_entry(&View::of(&all, &[1])), (1, 0));
+    assert_eq!(owners_of_an_entry(&View::of(&all, &all).lapsed(&[])), (1, 0));
+}
+
 #[test]
 fn a_lapsed_lease_leaves_those_who_were_heard() {
     let all = [1, 2, 3, 4];
