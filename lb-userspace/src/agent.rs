@@ -6,8 +6,9 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use rustix::process::setpriority_process;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, OnStop},
@@ -22,6 +23,9 @@ mod edges;
 mod view;
 
 use edges::{Carried, Edges};
+
+/// Above everything ordinary: a probe that is late looks like a peer that is dead. The thread uses little.
+const PRIORITY: i32 = -10;
 
 /// What the command line decides.
 #[derive(Clone, Debug)]
@@ -70,6 +74,10 @@ impl<'o> Agent<'o> {
         // First, so that a signal that comes while the datapath is loaded is not lost.
         let signals = Signals::new().context("signals")?;
         let (edges, adopted, incarnation) = Edges::open(options, config)?;
+        // After the threads of the edges were started, which would inherit it.
+        if let Err(error) = setpriority_process(None, PRIORITY) {
+            warn!(%error, "cannot raise this thread's priority; on a busy host probes may be late");
+        }
         let core = Core::new(now_ns(), view::of(config), incarnation, &adopted);
         let mut agent = Self { options, on_stop: config.node.on_stop, core, edges, alarm: Alarm::new()?, signals };
         // The tables are filled before the first packet is treated.

@@ -34,6 +34,9 @@ use crate::{
 const RESOLVED: usize = 256;
 /// Reports of sessions taken in at a time, so that many small ones become one batch.
 const REPORTS: usize = 16;
+/// No more is taken in once this much was received: 1,300 records, each of which may become a write to a map. That
+/// is a few milliseconds in which no probe is sent.
+const RECEIVED_BYTES: usize = 64 << 10;
 /// A table that is full is said so this often.
 const FULL_EVERY: Duration = Duration::from_secs(10);
 
@@ -206,8 +209,14 @@ impl Edges {
     pub(super) fn take_in(&mut self, core: &mut Core, happened: Happened) {
         match happened {
             Happened::Session(input) => {
+                let mut bytes = received(&input);
                 core.handle(now_ns(), input);
-                for input in (0..REPORTS).map_while(|_| self.sessions.try_next()) {
+                for _ in 0..REPORTS {
+                    if bytes >= RECEIVED_BYTES {
+                        break;
+                    }
+                    let Some(input) = self.sessions.try_next() else { break };
+                    bytes += received(&input);
                     core.handle(now_ns(), input);
                 }
             }
@@ -247,6 +256,13 @@ impl Edges {
 
     fn address(&self, member: u8) -> Option<Ipv4Addr> {
         self.installed.members().get(&member).and_then(|address| unmapped(*address)).map(Ipv4Addr::from)
+    }
+}
+
+fn received(input: &Input) -> usize {
+    match input {
+        Input::Received { bytes, .. } => bytes.len(),
+        _ => 0,
     }
 }
 

@@ -25,8 +25,8 @@ use zerocopy::FromBytes as _;
 use super::datapath::{Datapath, DatapathError, inner_map};
 use crate::core::Key;
 
-/// Events taken from one ring per wake-up, so that a flood of new flows does not hold up probes.
-const BUDGET: usize = 256;
+/// Events taken per wake-up, shared by the rings that are ready, so that a flood of new flows does not hold up probes.
+const BUDGET: usize = 512;
 /// Rings looked at per wake-up.
 const RINGS_AT_ONCE: usize = 16;
 
@@ -81,9 +81,11 @@ impl EventRings {
 
     /// Takes events from the rings that are ready, a bounded number.
     pub fn take(&mut self, mut event: impl FnMut(Key, FlowEntry)) {
-        for index in std::mem::take(&mut self.ready) {
+        let ready = std::mem::take(&mut self.ready);
+        let share = BUDGET / ready.len().max(1);
+        for index in ready {
             let Some(ring) = self.rings.get_mut(index) else { continue };
-            for _ in 0..BUDGET {
+            for _ in 0..share {
                 let Some(item) = ring.next() else { break };
                 match EventV4::read_from_bytes(&item) {
                     Ok(EventV4 { key, entry }) => event(key.into(), entry),

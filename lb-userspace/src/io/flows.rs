@@ -55,13 +55,20 @@ impl<K: Pod> FlowTable<K> {
     pub fn put(&mut self, key: &K, entry: FlowEntry, mode: PutMode) -> Result<Put, MapError> {
         // The entry may come or go between two calls, but not for ever.
         for _ in 0..4 {
-            let there = self.look_up(key)?;
-            let written = match (there, mode) {
-                (Some(there), PutMode::Insert) => return Ok(Put::Found(there)),
-                (Some(there), PutMode::Amend) => self.map.insert(key, amend(&there, &entry), EXIST),
-                (None, _) => self.map.insert(key, entry, NOEXIST),
+            let there = match mode {
+                PutMode::Insert => None,
+                PutMode::Amend => self.look_up(key)?,
+            };
+            let written = match there {
+                Some(there) => self.map.insert(key, amend(&there, &entry), EXIST),
+                None => self.map.insert(key, entry, NOEXIST),
             };
             match errno(&written) {
+                Some(libc::EEXIST) if mode == PutMode::Insert => {
+                    if let Some(there) = self.look_up(key)? {
+                        return Ok(Put::Found(there));
+                    }
+                }
                 Some(libc::EEXIST | libc::ENOENT) => {}
                 Some(libc::E2BIG | libc::ENOMEM) => return Ok(Put::Full),
                 _ => return written.map(|()| Put::Done),
@@ -96,5 +103,71 @@ fn errno<T>(result: &Result<T, MapError>) -> Option<i32> {
     match result {
         Err(MapError::SyscallError(call)) => call.io_error.raw_os_error(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::flow::{FlowKey as _, FlowKeyV4};
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+
+    const KEY: FlowKeyV4 = FlowKeyV4 {
+        source: [192, 0, 2, 1],
+        destination: [203, 0, 113, 10],
+        source_port: [1, 2],
+        destination_port: [0, 80],
+        protocol: 6,
+        padding: [0; 3],
+    };
+
+    /// Needs CAP_BPF; without it there is nothing to test.
+    fn table() -> Option<FlowTable<FlowKeyV4>> {
+        let Ok(map) = HashMap::create(2, 0) else {
+            eprintln!("skipped: cannot create a map; run as root");
+            return None;
+        };
+        Some(FlowTable::new(map))
+    }
+
+    fn entry(backend: u16, last_seen: u32) -> FlowEntry {
+        FlowEntry { backend, last_seen, tag: KEY.tag(), ..FlowEntry::new_zeroed() }
+    }
+
+    #[test]
+    fn an_insert_never_overwrites() {
+        let Some(mut table) = table() else { return };
+        assert_eq!(table.put(&KEY, entry(1, 5), PutMode::Insert).unwrap(), Put::Done);
+        assert_eq!(table.put(&KEY, entry(2, 6), PutMode::Insert).unwrap(), Put::Found(entry(1, 5)));
+    }
+
+    #[test]
+    fn an_amendment_keeps_what_is_newer_in_the_table() {
+        let Some(mut table) = table() else { return };
+        assert_eq!(table.put(&KEY, entry(1, 9), PutMode::Amend).unwrap(), Put::Done);
+        assert_eq!(table.put(&KEY, entry(2, 5), PutMode::Amend).unwrap(), Put::Done);
+        let now = table.look_up(&KEY).unwrap().unwrap();
+        assert_eq!((now.backend, now.last_seen), (2, 9));
+    }
+
+    #[test]
+    fn a_full_table_is_reported_and_keeps_its_flows() {
+        let Some(mut table) = table() else { return };
+        for port in 0..2 {
+            let key = FlowKeyV4 { source_port: [9, port], ..KEY };
+            assert_eq!(table.put(&key, entry(1, 5), PutMode::Insert).unwrap(), Put::Done);
+        }
+        assert_eq!(table.put(&KEY, entry(1, 5), PutMode::Insert).unwrap(), Put::Full);
+        assert_eq!(table.delete(&KEY, 5).unwrap(), Deletion::Done);
+    }
+
+    #[test]
+    fn a_flow_with_later_packets_is_spared_also_when_ticks_wrap() {
+        let Some(mut table) = table() else { return };
+        table.put(&KEY, entry(1, 3), PutMode::Insert).unwrap();
+        assert_eq!(table.delete(&KEY, u32::MAX - 1).unwrap(), Deletion::Spared(entry(1, 3)));
+        assert_eq!(table.delete(&KEY, 3).unwrap(), Deletion::Done);
+        assert!(table.look_up(&KEY).unwrap().is_none());
     }
 }
