@@ -46,7 +46,7 @@ impl Core {
         let Some(session) = self.peers.get(&peer).and_then(|peer| peer.open) else { return };
         let Some(row) = self.table.row_mut(number).filter(|_| self.has_swept) else { return };
         let Some(link) = self.links.get_mut(&session) else { return };
-        if row.queued & bit(peer) == 0 && !row.record.is_young() {
+        if row.queued & bit(peer) == 0 && !row.is_private() {
             row.queued |= bit(peer);
             if link.queue(now, number, true) > self.view.limits.queue {
                 self.overflown.push(session);
@@ -122,7 +122,7 @@ impl Core {
             let Some(number) = link.urgent.pop_front().or_else(|| link.lazy.pop_front()) else { break };
             let Some(row) = self.table.row_mut(number).filter(|row| row.queued & bit(link.peer) != 0) else { continue };
             row.queued &= !bit(link.peer);
-            if !row.record.is_young() {
+            if !row.is_private() {
                 row.shared = true;
                 batch.push(&item(now, row));
             }
@@ -136,7 +136,7 @@ impl Core {
         let mut cursor = link.cursor?;
         let mut batch = Batch::snapshot();
         while cursor < self.table.end() && !batch.is_full() {
-            if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.record.is_young()) {
+            if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.is_private()) {
                 row.shared = true;
                 link.snapshot_sent += 1;
                 batch.push(&item(now, row));

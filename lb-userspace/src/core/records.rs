@@ -89,7 +89,7 @@ impl Record {
         self.lifecycle.state == STATE_DELETED
     }
 
-    /// Whether the flow is not yet worth replicating.
+    /// Whether no third packet of the flow has been seen: its timeout is short.
     pub const fn is_young(&self) -> bool {
         self.lifecycle.state == STATE_YOUNG
     }

@@ -3,7 +3,7 @@
 //! The map is the truth about what passes here, an event or a sweep shows a piece of it, any number of times and in any
 //! order. What is higher goes into the record and to the peers; what is lower is amended.
 
-use lb_common::flow::{FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, STATE_ESTABLISHED, tick, ticks_of_ms};
+use lb_common::flow::{FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, tick, ticks_of_ms};
 
 use super::{
     Core, Key, Output, PutMode,
@@ -43,7 +43,7 @@ impl Core {
                 if slot != entry.backend {
                     self.put(number, PutMode::Amend);
                 }
-                self.plausible_or_young(now, number);
+                self.tell_if_plausible(now, number);
             }
             Some(number) => {
                 let Some(row) = self.table.row_mut(number) else { return };
@@ -73,7 +73,7 @@ impl Core {
             self.put(number, PutMode::Amend);
         }
         if merged != known {
-            self.plausible_or_young(now, number);
+            self.tell_if_plausible(now, number);
         } else if is_due {
             self.tell_all(now, number);
         }
@@ -95,8 +95,11 @@ impl Core {
             return;
         }
         self.revive(number, record, slot, entry.created, entry.last_seen);
+        if let Some(row) = self.table.row_mut(number) {
+            row.plausible = false;
+        }
         self.put(number, PutMode::Amend);
-        self.plausible_or_young(now, number);
+        self.tell_if_plausible(now, number);
     }
 
     /// A peer's record.
@@ -126,11 +129,12 @@ impl Core {
         if is_refused {
             merged = going_on(&merged, &known);
         }
+        let was_private = self.table.row(number).is_some_and(Row::is_private);
         if let Some(row) = self.table.row_mut(number) {
-            row.shared = true;
+            (row.shared, row.plausible) = (true, true);
         }
         self.take_over(now, number, merged, slot.unwrap_or_default(), [seen, ended]);
-        if is_refused || known.is_young() && merged != item.record {
+        if is_refused || was_private && merged != item.record {
             // What this member knew of a young flow it has told nobody yet.
             self.tell_all(now, number);
         } else if merged != item.record {
@@ -177,7 +181,7 @@ impl Core {
         }
         let number = self.add(item.key, item.record, slot, seen, seen);
         if let Some(row) = self.table.row_mut(number) {
-            row.shared = true;
+            (row.shared, row.plausible) = (true, true);
         }
         self.put(number, PutMode::Insert);
     }
@@ -224,9 +228,9 @@ impl Core {
     }
 
     /// Tells the peers of a record that is worth it, or sees to it that a young one is looked at when it is.
-    fn plausible_or_young(&mut self, now: u64, number: u32) {
+    fn tell_if_plausible(&mut self, now: u64, number: u32) {
         let Some(row) = self.table.row(number) else { return };
-        if row.record.is_young() {
+        if row.is_private() {
             let left = PLAUSIBLE_TICKS.saturating_sub(age(tick(now), row.created));
             self.young.push(now + (u64::from(left) << 20), number);
         } else {
@@ -234,14 +238,13 @@ impl Core {
         }
     }
 
-    /// Young flows that have become old enough are replicated.
+    /// Young flows that have become old enough are replicated, and stay young: a handshake alone earns no long timeout.
     pub(crate) fn promote(&mut self, now: u64) {
         while let Some(number) = self.young.pop_due(now) {
             let Some(row) = self.table.row_mut(number) else { continue };
             // The row may have come to be another flow's, which has its own place in the queue.
-            if row.record.is_young() && age(tick(now), row.created) >= PLAUSIBLE_TICKS {
-                row.record.lifecycle.state = STATE_ESTABLISHED;
-                self.put(number, PutMode::Amend);
+            if row.is_private() && age(tick(now), row.created) >= PLAUSIBLE_TICKS {
+                row.plausible = true;
                 self.tell_all(now, number);
             }
         }
@@ -249,8 +252,19 @@ impl Core {
 
     fn add(&mut self, key: Key, record: Record, slot: u16, created: u32, last_seen: u32) -> u32 {
         self.slots.retain(slot);
-        let (told, queued, shared, expiring, swept) = (last_seen, 0, false, false, self.sweep);
-        self.table.insert(Row { key, record, slot, last_seen, created, told, queued, shared, expiring, swept })
+        self.table.insert(Row {
+            key,
+            record,
+            slot,
+            last_seen,
+            created,
+            told: last_seen,
+            queued: 0,
+            shared: false,
+            plausible: false,
+            expiring: false,
+            swept: self.sweep,
+        })
     }
 
     /// Changes the record of a row that stays alive, or stays dead.
@@ -306,20 +320,15 @@ fn going_on(ended: &Record, alive: &Record) -> Record {
     if ended.generation == alive.generation && ended.backend == alive.backend {
         record.owners = ended.owners.max(alive.owners);
         record.lifecycle.revision = ended.lifecycle.revision.max(alive.lifecycle.revision).saturating_add(1);
-        record.lifecycle.state = alive.lifecycle.state.max(STATE_ESTABLISHED);
     } else {
         record.generation = ended.generation.max(alive.generation).saturating_add(1);
     }
     record
 }
 
-/// Whether peers would believe the record, once its flow is plausible.
+/// Whether peers would believe the record.
 fn is_tellable(key: &Key, record: &Record) -> bool {
-    let mut record = *record;
-    if record.is_young() {
-        record.lifecycle.state = STATE_ESTABLISHED;
-    }
-    !record.is_tombstone() && wire::check(key, &record).is_ok()
+    !record.is_tombstone() && wire::check(key, record).is_ok()
 }
 
 /// Whole seconds since tick `ended`.

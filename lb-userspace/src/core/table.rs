@@ -25,10 +25,19 @@ pub(crate) struct Row {
     pub(crate) queued: u64,
     /// Whether a peer may know the record.
     pub(crate) shared: bool,
+    /// Whether a flow that is still young has come of the age to be told of.
+    pub(crate) plausible: bool,
     /// Whether the driver has been asked to delete the entry because the flow is idle.
     pub(crate) expiring: bool,
     /// The sweep that last saw the flow in the map.
     pub(crate) swept: u8,
+}
+
+impl Row {
+    /// Whether the flow is this member's own affair yet.
+    pub(crate) fn is_private(&self) -> bool {
+        self.record.is_young() && !self.plausible
+    }
 }
 
 /// Rows by number and by key. Numbers are used again; iteration is by number, so it is the same in every run.

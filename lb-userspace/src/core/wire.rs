@@ -5,7 +5,7 @@
 
 use lb_common::{
     address::Address,
-    flow::{FlowKeyV4, FlowKeyV6, STATE_CLOSING, STATE_DELETED, STATE_ESTABLISHED, STATE_RESET, TCP, UDP, WITNESSED},
+    flow::{FlowKeyV4, FlowKeyV6, STATE_DELETED, STATE_YOUNG, TCP, UDP, WITNESSED},
     rank::MEMBERS_MAX,
 };
 
@@ -278,8 +278,7 @@ pub fn check(key: &Key, record: &Record) -> Result<(), &'static str> {
     if backend.address == [0; 16] {
         return Err("backend");
     }
-    // A young flow is its member's own affair.
-    if !matches!(lifecycle.state, STATE_ESTABLISHED | STATE_CLOSING | STATE_RESET | STATE_DELETED) {
+    if !matches!(lifecycle.state, STATE_YOUNG..=STATE_DELETED) {
         return Err("state");
     }
     if !is_member(owners.primary) || owners.backup as usize > MEMBERS_MAX || owners.primary == owners.backup {

@@ -87,6 +87,31 @@ fn a_young_flow_that_goes_silent_is_nobody_elses_affair() {
 }
 
 #[test]
+fn a_handshake_alone_lasts_no_longer_than_a_young_flow_anywhere() {
+    let mut net = Net::new(3);
+    net.run(60 * S);
+    net.begin(1, STATE_YOUNG);
+    net.run(S);
+    assert!((1..=3).all(|id| net.hosts[&id].flows.contains_key(&key(1))), "it is replicated");
+    net.run(17 * S);
+    assert!((1..=3).all(|id| is_gone(&net, id, 1)));
+}
+
+#[test]
+fn a_replicated_young_flow_becomes_established_by_a_packet_anywhere() {
+    let mut net = Net::new(2);
+    let owner = net.begin(1, STATE_YOUNG);
+    net.run(S);
+    let other = 3 - owner;
+    let mut entry = net.hosts[&other].flows[&key(1)];
+    (entry.state, entry.last_seen) = (STATE_ESTABLISHED, tick(net.now));
+    net.host(other).flows.insert(key(1), entry);
+    net.input(other, Input::Observed { key: key(1), entry });
+    net.run(100 * S);
+    assert!((1..=2).all(|id| net.hosts[&id].flows[&key(1)].state == STATE_ESTABLISHED));
+}
+
+#[test]
 fn after_a_failover_nothing_ends_for_a_full_timeout() {
     let mut net = Net::new(2);
     net.run(200 * S);

@@ -1,6 +1,6 @@
 //! The codec: golden bytes, and everything that is none.
 
-use lb_common::flow::{FlowKeyV6, STATE_DELETED, STATE_YOUNG};
+use lb_common::flow::{FlowKeyV6, STATE_DELETED};
 use proptest::prelude::*;
 
 use super::*;
@@ -211,7 +211,6 @@ fn impossible_records_are_refused() {
     refused("creator", &|item| item.record.backend.creator = 65);
     refused("backend", &|item| item.record.backend.address = [0; 16]);
     refused("state", &|item| item.record.lifecycle.state = 0);
-    refused("state", &|item| item.record.lifecycle.state = STATE_YOUNG);
     refused("state", &|item| item.record.lifecycle.state = STATE_DELETED + 1);
     refused("owners", &|item| item.record.owners.primary = 0);
     refused("owners", &|item| item.record.owners.backup = 65);
