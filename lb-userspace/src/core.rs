@@ -76,7 +76,7 @@ pub struct Core {
     /// The masks as last written; `None` until all peers had their chance to answer.
     masks: Option<(u64, u64)>,
     ready: bool,
-    /// Whether the datapath's maps were new when this agent started.
+    /// Whether the flow map held nothing when this agent started, as if it were new.
     is_empty: bool,
     has_complained: bool,
     stopping: Option<Stopping>,
@@ -98,6 +98,8 @@ pub struct Core {
     /// Number of the current sweep, wrapping.
     sweep: u8,
     has_swept: bool,
+    /// Whether the map has ever shown an entry.
+    has_observed: bool,
 }
 
 /// One TCP connection with a peer; numbers are chosen by the driver and never used twice.
@@ -275,6 +277,7 @@ impl Core {
             scanned: 0,
             sweep: 0,
             has_swept: false,
+            has_observed: false,
             view,
         };
         core.apply_view(now);
@@ -286,11 +289,11 @@ impl Core {
         match input {
             Input::Tick => self.tick(now),
             Input::Heard { member, heard } => self.watch.heard(member, heard),
-            Input::Observed { key, entry } => self.observed(now, key, &entry),
-            Input::Swept => {
-                self.sweep = self.sweep.wrapping_add(1);
-                self.has_swept = true;
+            Input::Observed { key, entry } => {
+                self.has_observed = true;
+                self.observed(now, key, &entry);
             }
+            Input::Swept => self.swept(),
             Input::Deleted { key } => self.deleted(now, &key),
             Input::Connected { peer, session, dialled } => self.connected(now, peer, session, dialled),
             Input::DialFailed { peer } => self.dial_failed(now, peer),
@@ -342,6 +345,14 @@ impl Core {
     /// The record of a flow, for tests and `tandem` to look at.
     pub fn record(&self, key: &Key) -> Option<records::Record> {
         self.table.find(key).and_then(|number| self.table.row(number)).map(|row| row.record)
+    }
+
+    fn swept(&mut self) {
+        self.sweep = self.sweep.wrapping_add(1);
+        if !self.has_swept {
+            self.has_swept = true;
+            self.is_empty |= !self.has_observed;
+        }
     }
 
     fn peer_status(&self, id: u8, peer: &Peer) -> PeerStatus {

@@ -134,6 +134,14 @@ pub enum CloseReason {
         /// The latest that is known.
         known: u32,
     },
+    /// It claims to know an incarnation of this member that cannot be.
+    #[error("it says this member was incarnation {heard_of} once, and it is {is}")]
+    Absurd {
+        /// What it claims.
+        heard_of: u32,
+        /// The incarnation of this member.
+        is: u32,
+    },
     /// This member goes on as a later incarnation.
     #[error("this member goes on as a later incarnation")]
     Raised,
@@ -202,6 +210,7 @@ impl CloseReason {
             | Self::WrongCluster
             | Self::WrongMember { .. }
             | Self::Stale { .. }
+            | Self::Absurd { .. }
             | Self::Overflow(_)
             | Self::Silent(_) => Level::Warn,
         }

@@ -2,7 +2,8 @@
 //!
 //! The acting owner of a flow, who delivers it, ends it when it has been idle for its timeout, and tells the others; whose
 //! map shows later traffic than the owner knew refuses. The others let go on their own after twice the timeout without a word. After an owner
-//! came or went nothing of it ends for a full timeout: the new acting owner has not seen the traffic of before.
+//! came or went nothing of it ends for a full timeout, unless idle for three: the new acting owner has not seen the traffic
+//! of before.
 
 use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
 
@@ -11,12 +12,14 @@ use lb_common::{
     rank::{bit, rank},
 };
 
-use super::{Core, Key, Output, PutMode, link::nanos, records::age, table::Row};
+use super::{Core, Key, Output, PutMode, link::nanos, records::age, table::Row, view::Timeouts};
 
 /// How long a tombstone is kept: longer than any message of the flow can be under way, silence of a session included.
 const TOMBSTONE: Duration = Duration::from_secs(120);
 /// All rows are visited once in this time, little beside the shortest timeout: 2 % of a core for a million rows.
 const PASS: Duration = Duration::from_secs(2);
+/// Parked records visited per round.
+const PARKED_REVIEWED: usize = 64;
 /// Rows visited at least per round.
 const VISITS_MIN: u64 = 64;
 /// Entries written again in one round because a sweep did not find them: the driver has other work to do.
@@ -92,7 +95,18 @@ impl Core {
         };
         let owners = row.record.owners;
         let is_mine = self.acting_owner(row) == self.view.me;
-        is_settled(owners.primary) && is_settled(owners.backup) && (is_mine || idle >= timeout.saturating_mul(2))
+        let is_quiet = is_settled(owners.primary) && is_settled(owners.backup);
+        // A member that comes and goes all the time must not keep its flows for ever.
+        let is_enough = idle >= timeout.saturating_mul(3);
+        (is_quiet || is_enough) && (is_mine || idle >= timeout.saturating_mul(2))
+    }
+
+    /// Parked records of flows that have been idle for their timeout are of no use any more.
+    pub(crate) fn review_parked(&mut self, now: u64) {
+        let timeouts = self.view.timeouts;
+        self.parked.review(PARKED_REVIEWED, |item, seen| {
+            age(tick(now), seen) < timeout_ticks(&timeouts, &item.key, item.record.lifecycle.state)
+        });
     }
 
     /// The entry is no longer in the map.
@@ -150,18 +164,21 @@ impl Core {
 
     /// How long a flow may be idle.
     pub(crate) fn timeout_ticks(&self, key: &Key, state: u8) -> u32 {
-        let timeouts = &self.view.timeouts;
-        let timeout = match (key.protocol(), state) {
-            (UDP, _) => timeouts.udp,
-            (_, STATE_YOUNG) => timeouts.young,
-            (_, STATE_CLOSING) => timeouts.closing,
-            (_, STATE_RESET) => timeouts.reset,
-            _ => timeouts.established,
-        };
-        ticks_of_ms(timeout.as_millis() as u64)
+        timeout_ticks(&self.view.timeouts, key, state)
     }
 
     pub(crate) const fn tombstone_ticks(&self) -> u32 {
         ticks_of_ms(TOMBSTONE.as_millis() as u64)
     }
+}
+
+fn timeout_ticks(timeouts: &Timeouts, key: &Key, state: u8) -> u32 {
+    let timeout = match (key.protocol(), state) {
+        (UDP, _) => timeouts.udp,
+        (_, STATE_YOUNG) => timeouts.young,
+        (_, STATE_CLOSING) => timeouts.closing,
+        (_, STATE_RESET) => timeouts.reset,
+        _ => timeouts.established,
+    };
+    ticks_of_ms(timeout.as_millis() as u64)
 }

@@ -62,6 +62,8 @@ pub(crate) struct Peer {
     pub(crate) complaint: Option<CloseReason>,
     /// The two configurations that were last reported as different.
     pub(crate) differs: Option<((u64, u64), (u64, u64))>,
+    /// Whether a snapshot of it has ever been complete.
+    pub(crate) was_synchronized: bool,
     /// When its datapath last came or went.
     pub(crate) moved_at: u64,
 }
@@ -75,6 +77,7 @@ impl Peer {
             backoff: nanos(BACKOFF_MIN),
             complaint: None,
             differs: None,
+            was_synchronized: false,
             moved_at: now,
         }
     }

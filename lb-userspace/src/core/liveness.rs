@@ -33,7 +33,10 @@ use lb_common::{
     rank::bit,
 };
 
-use super::view::{Probing, View};
+use super::{
+    sessions::STARTS_MAX,
+    view::{Probing, View},
+};
 
 /// Echoes that make a ready peer alive that was never dead here.
 pub const FIRST_ECHOES: u32 = 3;
@@ -74,7 +77,7 @@ pub enum Sign {
     Empty,
     /// The peer says that it stops.
     Goodbye,
-    /// A later incarnation of a peer that had left.
+    /// A peer that had left goes on, or is there again.
     Back,
 }
 
@@ -162,6 +165,10 @@ struct Peer {
     incarnation: u32,
     /// The incarnation that said goodbye.
     left: u32,
+    /// While `Left`: since when its probes come without a goodbye.
+    speaks_since: Option<u64>,
+    /// Whether it has ever been ready.
+    was_ready: bool,
 }
 
 impl Watch {
@@ -243,7 +250,7 @@ impl Watch {
     /// The peer has said goodbye in its session.
     pub(crate) fn goodbye(&mut self, id: u8, now: u64, changes: &mut Vec<(u8, Change)>) {
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.heard.incarnation = peer.heard.incarnation.max(peer.incarnation);
+            peer.left = peer.left.max(peer.incarnation);
             peer.step(id, now, Sign::Goodbye, changes);
         }
     }
@@ -272,6 +279,12 @@ impl Watch {
     /// Whether the peer's agent lives and says that it is ready.
     pub(crate) fn is_ready(&self, id: u8) -> bool {
         self.peers.get(&id).is_some_and(|peer| peer.agent && peer.ready)
+    }
+
+    /// Whether the peer's datapath answers and its agent, perhaps dead by now, has been ready: it holds flows.
+    pub(crate) fn holds_flows(&self, id: u8) -> bool {
+        let answers = |peer: &Peer| matches!(peer.state, State::Waiting | State::Up | State::Rising);
+        self.peers.get(&id).is_some_and(|peer| peer.was_ready && answers(peer))
     }
 
     /// Whether every peer is known to be up or gone; before, the masks would tell of peers as dead that are not.
@@ -343,6 +356,8 @@ impl Peer {
             is_empty: false,
             incarnation: 0,
             left: 0,
+            speaks_since: None,
+            was_ready: false,
         }
     }
 
@@ -354,10 +369,10 @@ impl Peer {
     /// What `heard` means for the datapath; nothing, when the last probe may still be on its way.
     fn sign(&mut self, now: u64, round: u64, misses: u64) -> Option<Sign> {
         let says_goodbye = self.heard.flags & PROBE_GOODBYE != 0;
-        if says_goodbye && self.heard.incarnation >= self.incarnation && self.heard.incarnation > self.left {
+        if says_goodbye && self.is_believable() {
             return Some(Sign::Goodbye);
         }
-        if self.state == State::Left && !says_goodbye && self.agent && self.heard.incarnation > self.left {
+        if self.state == State::Left && self.is_back(now) {
             return Some(Sign::Back);
         }
         if self.state == State::Up && self.is_empty {
@@ -380,6 +395,22 @@ impl Peer {
         }
     }
 
+    /// Whether a peer that said goodbye goes on: a later incarnation of it does, and one that has not said it again for a
+    /// second although it speaks. Probes can be forged, and one forged goodbye must not put a member out for ever.
+    fn is_back(&mut self, now: u64) -> bool {
+        if !self.agent {
+            self.speaks_since = None;
+            return false;
+        }
+        let since = *self.speaks_since.get_or_insert(now);
+        self.heard.incarnation > self.left || now.saturating_sub(since) >= RISE.as_nanos() as u64
+    }
+
+    /// Whether the last probe is of the incarnation that is known, or of one that may have followed.
+    fn is_believable(&self) -> bool {
+        self.heard.incarnation >= self.incarnation && self.heard.incarnation - self.incarnation <= STARTS_MAX
+    }
+
     /// Whether the echo that has just come is enough.
     fn has_settled(&self, now: u64) -> bool {
         let is_long = now.saturating_sub(self.clean_since) >= RISE.as_nanos() as u64;
@@ -394,14 +425,14 @@ impl Peer {
     fn step(&mut self, id: u8, now: u64, sign: Sign, changes: &mut Vec<(u8, Change)>) {
         let (from, to) = (self.state, self.state.after(sign));
         if sign == Sign::Goodbye {
-            self.left = self.left.max(self.heard.incarnation);
+            (self.left, self.speaks_since) = (self.left.max(self.heard.incarnation), None);
         }
         if from == to {
             return;
         }
         self.state = to;
         match to {
-            State::Unknown | State::Left => self.echoes = 0,
+            State::Unknown | State::Left => (self.echoes, self.speaks_since) = (0, None),
             State::Waiting | State::Rising => self.clean_since = now,
             State::Up | State::Down => {}
         }
@@ -410,7 +441,7 @@ impl Peer {
 
     /// `since` is when its last probe must have come at the latest.
     fn look_at_agent(&mut self, id: u8, now: u64, since: u64, awake: u64, changes: &mut Vec<(u8, Change)>) {
-        let is_of_now = self.heard.incarnation >= self.incarnation && self.heard.probe_ns != 0;
+        let is_of_now = self.is_believable() && self.heard.probe_ns != 0;
         let in_doubt = self.agent && awake >= since && awake <= now;
         let alive = is_of_now && (self.heard.probe_ns >= since || in_doubt);
         if alive != self.agent {
@@ -419,6 +450,7 @@ impl Peer {
         }
         let ready = is_of_now && self.heard.flags & PROBE_READY != 0 && self.heard.flags & PROBE_GOODBYE == 0;
         self.is_empty = is_of_now && self.heard.flags & PROBE_EMPTY != 0;
+        self.was_ready |= alive && ready;
         if ready != self.ready {
             self.ready = ready;
             changes.push((id, Change::Ready));

@@ -10,6 +10,8 @@ pub(crate) struct Parked {
     records: BTreeMap<Key, (u64, u8, Item, u32)>,
     order: BTreeMap<u64, Key>,
     next: u64,
+    /// The last one reviewed.
+    reviewed: u64,
     /// Records dropped because there were too many.
     pub(crate) dropped: u64,
 }
@@ -38,6 +40,25 @@ impl Parked {
         {
             self.records.remove(&oldest);
             self.dropped += 1;
+        }
+    }
+
+    /// Its flow has ended.
+    pub(crate) fn remove(&mut self, key: &Key) {
+        if let Some((order, ..)) = self.records.remove(key) {
+            self.order.remove(&order);
+        }
+    }
+
+    /// Visits the next `count` records, and drops those that need not be kept.
+    pub(crate) fn review(&mut self, count: usize, keep: impl Fn(&Item, u32) -> bool) {
+        for _ in 0..count.min(self.order.len()) {
+            let next = self.order.range(self.reviewed + 1..).next().or_else(|| self.order.iter().next());
+            let Some((&order, &key)) = next else { return };
+            self.reviewed = order;
+            if self.records.get(&key).is_some_and(|(_, _, item, seen)| !keep(item, *seen)) {
+                self.remove(&key);
+            }
         }
     }
 

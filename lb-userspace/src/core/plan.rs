@@ -1,6 +1,9 @@
 //! What the datapath's tables shall hold, and the steps from what they hold to that.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use lb_common::{
     address::Address,
@@ -50,7 +53,7 @@ pub enum MapOp {
         id: u8,
         /// Its address.
         address: Address,
-        /// The address it had, which is to be taken out of `peers`.
+        /// An address that it had and nobody has any more, to be taken out of `peers`.
         previous: Option<Address>,
     },
     /// Clear the element of `members`, take the address out of `peers`.
@@ -127,13 +130,19 @@ impl BackendSlot {
 ///
 /// What is pointed to is there before what points to it, and goes after it: members and backends, then rings, then services;
 /// then `node` (a datapath without one passes everything) and the filter that lets packets in. Then the way back:
-/// services, rings, backends that new flows must no longer find (a ring without them is in place by now), members.
+/// services, rings, backends that new flows must no longer find (a ring without them is in place by now), members. A member
+/// whose address has passed to another goes first.
 pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
     let mut ops = Vec::new();
+    // An address is one member's: `peers` must not lose it to the one that had it before.
+    let in_use: BTreeSet<&Address> = desired.members.values().collect();
+    let leaving = || installed.members.iter().filter(|(id, _)| !desired.members.contains_key(*id));
+    let clear = |(&id, &address): (&u8, &Address)| MapOp::ClearMember { id, address };
+    ops.extend(leaving().filter(|(_, address)| in_use.contains(address)).map(clear));
     for (&id, &address) in &desired.members {
-        let previous = installed.members.get(&id).copied();
-        if previous != Some(address) {
-            ops.push(MapOp::SetMember { id, address, previous });
+        let before = installed.members.get(&id).copied();
+        if before != Some(address) {
+            ops.push(MapOp::SetMember { id, address, previous: before.filter(|before| !in_use.contains(before)) });
         }
     }
     let leaves_service = |slot: &u16, backend: &BackendSlot| {
@@ -167,10 +176,6 @@ pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
     ops.extend(changed().filter(|(slot, backend)| leaves_service(slot, backend)).map(set));
     let gone = |slot: &&u16| !desired.backends.contains_key(*slot);
     ops.extend(installed.backends.keys().filter(gone).map(|&slot| MapOp::ClearBackend { slot }));
-    for (&id, &address) in &installed.members {
-        if !desired.members.contains_key(&id) {
-            ops.push(MapOp::ClearMember { id, address });
-        }
-    }
+    ops.extend(leaving().filter(|(_, address)| !in_use.contains(address)).map(clear));
     ops
 }

@@ -25,6 +25,11 @@ impl Core {
         }
         let waited = now.saturating_sub(self.started);
         let ready_peer = self.peers.keys().copied().find(|&id| self.is_peer_ready(id));
+        if ready_peer.is_none() && self.peers.iter().any(|(&id, p)| !p.was_synchronized && self.watch.holds_flows(id)) {
+            // Its agent has died before it told all it knew. It may come back; until then the flows are delivered by its
+            // datapath, and by whoever knows them.
+            return;
+        }
         if ready_peer.is_none() && !self.peers.is_empty() && waited < COLD_START.as_nanos() as u64 {
             return;
         }

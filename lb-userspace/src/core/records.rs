@@ -9,6 +9,10 @@ use lb_common::{
     flow::{FlowEntry, STATE_DELETED, STATE_YOUNG, WITNESSED},
 };
 
+/// No record says more of a generation, revision or term: who claims the highest number there is would win for ever.
+/// A flow that gets here (65,280 times placed anew or revived) stays where it is.
+pub const COUNT_MAX: u16 = 0xff00;
+
 /// What members tell each other about a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Record {
@@ -57,17 +61,17 @@ pub struct OwnersRegister {
 
 impl Record {
     /// What `entry` says of a flow whose backend, a local slot there, is at `address`.
-    pub const fn of(entry: &FlowEntry, address: Address) -> Self {
+    pub fn of(entry: &FlowEntry, address: Address) -> Self {
         Self {
-            generation: entry.generation,
+            generation: entry.generation.min(COUNT_MAX),
             backend: BackendRegister {
                 witnessed: entry.is_witnessed(),
                 creator: entry.creator_id(),
                 incarnation: entry.creator_incarnation,
                 address,
             },
-            lifecycle: Lifecycle { revision: entry.revision, state: entry.state },
-            owners: OwnersRegister { term: entry.term, primary: entry.primary, backup: entry.backup },
+            lifecycle: Lifecycle { revision: entry.revision.min(COUNT_MAX), state: entry.state },
+            owners: OwnersRegister { term: entry.term.min(COUNT_MAX), primary: entry.primary, backup: entry.backup },
         }
     }
 
@@ -113,6 +117,11 @@ impl Record {
             padding: [0; 3],
         }
     }
+}
+
+/// The count after `count`.
+pub(crate) fn next_count(count: u16) -> u16 {
+    count.saturating_add(1).min(COUNT_MAX)
 }
 
 /// What a flow's entry shall hold, given what XDP has made of it meanwhile.

@@ -8,7 +8,7 @@ use lb_common::flow::{FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, tick, 
 use super::{
     Core, Key, Output, PutMode,
     event::Event,
-    records::{Record, age, is_after, later},
+    records::{Record, age, is_after, later, next_count},
     table::Row,
     wire::{self, Item},
 };
@@ -85,13 +85,15 @@ impl Core {
         let deadline = last_seen.wrapping_add(SLACK);
         if record.generation <= ended.generation {
             if !is_after(end, entry.created) {
-                record.generation = ended.generation.saturating_add(1);
+                record.generation = next_count(ended.generation);
             } else if is_after(entry.last_seen, deadline) {
                 record = going_on(&ended, &record);
             }
         }
         if ended.merge(&record) != record || record.is_tombstone() {
-            self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since: deadline });
+            // Later than any of its packets, where it has had some: spared, it would be asked about again, without end.
+            let unless_seen_since = later(deadline, entry.last_seen);
+            self.outputs.push_back(Output::DeleteFlow { key, unless_seen_since });
             return;
         }
         self.revive(number, record, slot, entry.created, entry.last_seen);
@@ -106,6 +108,9 @@ impl Core {
     pub(crate) fn apply(&mut self, now: u64, peer: u8, item: &Item) {
         let seen = tick(now).wrapping_sub(ticks_of_ms(u64::from(item.idle_ms.min(IDLE_MS_MAX))));
         let ended = tick(now).wrapping_sub(ticks_of_ms(u64::from(item.ended_s) * 1000));
+        if item.record.is_tombstone() {
+            self.parked.remove(&item.key);
+        }
         let Some(number) = self.table.find(&item.key) else {
             match self.slots.find(&item.key, &item.record.backend.address) {
                 _ if item.record.is_tombstone() => self.learn_end(now, item, seen, ended),
@@ -125,9 +130,11 @@ impl Core {
             return;
         }
         let ends = merged.is_tombstone() && !known.is_tombstone();
-        let is_refused = ends && is_after(last_seen, seen.wrapping_add(SLACK));
+        let alive = going_on(&merged, &known);
+        let is_refused = ends && is_after(last_seen, seen.wrapping_add(SLACK)) && merged.merge(&alive) == alive;
         if is_refused {
-            merged = going_on(&merged, &known);
+            // The flow has passed here after it ended there.
+            merged = alive;
         }
         let was_private = self.table.row(number).is_some_and(Row::is_private);
         if let Some(row) = self.table.row_mut(number) {
@@ -319,9 +326,9 @@ fn going_on(ended: &Record, alive: &Record) -> Record {
     let mut record = *alive;
     if ended.generation == alive.generation && ended.backend == alive.backend {
         record.owners = ended.owners.max(alive.owners);
-        record.lifecycle.revision = ended.lifecycle.revision.max(alive.lifecycle.revision).saturating_add(1);
+        record.lifecycle.revision = next_count(ended.lifecycle.revision.max(alive.lifecycle.revision));
     } else {
-        record.generation = ended.generation.max(alive.generation).saturating_add(1);
+        record.generation = next_count(ended.generation.max(alive.generation));
     }
     record
 }

@@ -30,6 +30,7 @@ impl Core {
         self.tend_sessions(now);
         self.scan(now);
         self.forget_tombstones(now);
+        self.review_parked(now);
         if self.has_swept && self.slots.free(now) {
             self.install();
         }

@@ -18,6 +18,8 @@ use super::{
     wire::{Frame, HELLO_VERSION, Hello, VERSION},
 };
 
+/// Starts that a member may have forgotten: at one a second, those of twelve days. More is nonsense, or an attack.
+pub(crate) const STARTS_MAX: u32 = 1 << 20;
 /// Sessions with one peer that have not said `Hello`, before the oldest is closed.
 const GREETING_MAX: usize = 4;
 
@@ -133,6 +135,9 @@ impl Core {
         if hello.from != id || hello.to != self.view.me {
             return Err(CloseReason::WrongMember { from: hello.from, to: hello.to });
         }
+        if hello.heard_of.saturating_sub(self.incarnation) > STARTS_MAX {
+            return Err(CloseReason::Absurd { heard_of: hello.heard_of, is: self.incarnation });
+        }
         if hello.heard_of > self.incarnation {
             self.raise_incarnation(now, id, hello.heard_of);
             return Ok(());
@@ -217,6 +222,7 @@ impl Core {
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.backoff = nanos(BACKOFF_MIN);
             peer.complaint = None;
+            peer.was_synchronized = true;
         }
         self.report(Event::Synchronized { peer, incarnation, records });
     }

@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     key::Key,
-    records::{BackendRegister, Lifecycle, OwnersRegister, Record},
+    records::{BackendRegister, COUNT_MAX, Lifecycle, OwnersRegister, Record},
 };
 
 /// The version of all frames but `Hello`, and the highest that is spoken here.
@@ -271,6 +271,9 @@ pub fn check(key: &Key, record: &Record) -> Result<(), &'static str> {
     }
     if port == [0; 2] {
         return Err("port");
+    }
+    if record.generation.max(lifecycle.revision).max(owners.term) > COUNT_MAX {
+        return Err("count");
     }
     if !is_member(backend.creator) {
         return Err("creator");

@@ -157,6 +157,50 @@ fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
     assert_eq!(kinds(plan(&after, &before)), ["backend", "ring", "-serving"]);
 }
 
+/// What `members` and `peers` hold after a plan was carried out in its order, as `MapOp` says.
+fn carry_out(plan: &[MapOp], members: &mut BTreeMap<u8, Address>, peers: &mut BTreeMap<Address, u8>) {
+    for op in plan {
+        match *op {
+            MapOp::SetMember { id, address, previous } => {
+                members.insert(id, address);
+                previous.map(|previous| peers.remove(&previous));
+                peers.insert(address, id);
+            }
+            MapOp::ClearMember { id, address } => {
+                members.remove(&id);
+                peers.remove(&address);
+            }
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn every_members_address_leads_to_it_however_addresses_change_hands() {
+    let states: [&[(u8, u8)]; 7] = [
+        &[(1, 1), (2, 2), (3, 3)],
+        &[(1, 1), (2, 2), (4, 3)],
+        &[(1, 1), (2, 3), (4, 2)],
+        &[(1, 1), (2, 5), (4, 3)],
+        &[(1, 1), (3, 5)],
+        &[(1, 3), (3, 1), (5, 5)],
+        &[(1, 1)],
+    ];
+    for from in states {
+        for to in states {
+            let tables = |state: &[(u8, u8)]| Tables {
+                members: state.iter().map(|&(id, last)| (id, mapped([10, 0, 1, last]))).collect(),
+                ..Tables::empty()
+            };
+            let (mut members, mut peers) = (BTreeMap::new(), BTreeMap::new());
+            carry_out(&plan(&tables(from), &Tables::empty()), &mut members, &mut peers);
+            carry_out(&plan(&tables(to), &tables(from)), &mut members, &mut peers);
+            assert_eq!(members, tables(to).members);
+            assert_eq!(peers, members.iter().map(|(id, address)| (*address, *id)).collect(), "{from:?} to {to:?}");
+        }
+    }
+}
+
 #[test]
 fn records_of_an_unknown_backend_are_parked_and_applied_when_it_is_configured() {
     let mut net = Net::new(2);
@@ -197,6 +241,26 @@ fn parked_records_are_bounded_and_counted() {
     let status = net.core(2).status();
     assert_eq!(status.parked, 10);
     assert_eq!(status.parked_dropped as usize, net.records(1) - 10);
+}
+
+#[test]
+fn parked_records_go_when_their_flow_ends_or_would_have() {
+    let mut net = Net::new(2);
+    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
+    net.run(200 * S);
+    let clients: Vec<u16> = (0..100).filter(|&c| net_owner(&net, c) == 1).take(4).collect();
+    for &client in &clients {
+        net.begin(client, STATE_RESET);
+    }
+    net.run(S);
+    assert_eq!(net.core(2).status().parked, 4);
+    // Two end here; of the other two nothing is heard any more.
+    net.run(20 * S);
+    clients[..2].iter().for_each(|&client| net.packet(1, client));
+    net.run(12 * S);
+    assert!(net.core(2).status().parked < 4);
+    net.run(60 * S);
+    assert_eq!(net.core(2).status().parked, 0);
 }
 
 #[test]

@@ -127,6 +127,23 @@ fn after_a_failover_nothing_ends_for_a_full_timeout() {
 }
 
 #[test]
+fn an_owner_that_comes_and_goes_does_not_keep_its_flows_for_ever() {
+    let mut net = Net::new(2);
+    net.run(200 * S);
+    let owner = net.begin(1, STATE_RESET);
+    net.run(S);
+    let other = 3 - owner;
+    net.kill(owner);
+    for _ in 0..10 {
+        net.isolate(owner);
+        net.run(5 * S);
+        net.cut.clear();
+        net.run(5 * S);
+    }
+    assert!(is_gone(&net, other, 1), "idle for three timeouts");
+}
+
+#[test]
 fn without_a_word_the_others_let_go_after_twice_the_timeout() {
     let mut net = Net::new(2);
     net.run(200 * S);

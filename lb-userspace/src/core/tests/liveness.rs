@@ -1,6 +1,8 @@
 //! Detection times, on the clock of the test; the states themselves.
 
 use super::*;
+use lb_common::liveness::PROBE_GOODBYE;
+
 use crate::core::liveness::{RISE, Sign, State};
 
 #[test]
@@ -160,6 +162,20 @@ fn a_returning_peer_with_empty_tables_gets_no_known_flows_before_it_is_ready() {
 }
 
 #[test]
+fn what_counts_as_empty_is_the_flow_map() {
+    let mut net = Net::new(2);
+    net.begin(1, STATE_ESTABLISHED);
+    net.run(60 * MS);
+    // The flow map is lost, the other maps are not.
+    net.kill(2);
+    net.host(2).flows.clear();
+    net.stalled.insert(1);
+    net.start(2);
+    net.run(21 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
+}
+
+#[test]
 fn a_peer_without_an_agent_is_up_after_a_second_of_echoes() {
     let mut net = Net::new(2);
     net.kill(2);
@@ -170,6 +186,33 @@ fn a_peer_without_an_agent_is_up_after_a_second_of_echoes() {
     assert_eq!(net.hosts[&1].liveness.forwarding, 0b01);
     net.run(200 * MS);
     assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b01));
+}
+
+#[test]
+fn a_forged_goodbye_puts_nobody_out_for_ever() {
+    for incarnation in [1, 5] {
+        let mut net = Net::new(2);
+        let heard = net.host(1).heard.get_mut(&2).expect("heard");
+        (heard.flags, heard.incarnation) = (heard.flags | PROBE_GOODBYE, incarnation);
+        let next = net.core(1).next_look();
+        net.run(next - net.now);
+        assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "it is believed at first");
+        net.run(1200 * MS);
+        assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b11));
+        net.input(2, Input::Stop);
+        net.run(21 * MS);
+        assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "and so is the real one afterwards");
+    }
+}
+
+#[test]
+fn a_probe_of_an_impossible_incarnation_is_nobodys() {
+    let mut net = Net::new(2);
+    let heard = net.host(1).heard.get_mut(&2).expect("heard");
+    (heard.flags, heard.incarnation) = (PROBE_GOODBYE, u32::MAX);
+    let next = net.core(1).next_look();
+    net.run(next - net.now);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b11);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use lb_common::flow::{STATE_CLOSING, STATE_DELETED, STATE_RESET};
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::records::{BackendRegister, Lifecycle, OwnersRegister, Record};
+use crate::core::records::{BackendRegister, COUNT_MAX, Lifecycle, OwnersRegister, Record};
 
 /// Few values each, so that equal ones meet often.
 fn record() -> impl Strategy<Value = Record> {
@@ -110,6 +110,27 @@ fn who_knows_less_is_told_more() {
     net.host(owner).core.as_mut().expect("core").apply(now, other, &item);
     let queued = net.core(owner).status().peers[0].queued;
     assert_eq!((net.core(owner).record(&key(1)), queued), (Some(known), 1));
+}
+
+#[test]
+fn a_tombstone_that_nothing_can_follow_makes_no_endless_loop() {
+    for state in [STATE_ESTABLISHED, STATE_RESET] {
+        let mut net = Net::new(2);
+        net.run(100 * S);
+        let owner = net.begin(1, state);
+        net.run(MS * 100);
+        let mut last = net.core(owner).record(&key(1)).expect("a record");
+        (last.generation, last.lifecycle.revision, last.lifecycle.state) = (COUNT_MAX, COUNT_MAX, STATE_DELETED);
+        let now = net.now;
+        let item = crate::core::wire::Item { key: key(1), record: last, idle_ms: 50_000, ended_s: 1 };
+        net.host(owner).core.as_mut().expect("core").apply(now, 3 - owner, &item);
+        net.carry_out(owner);
+        assert_eq!(net.core(owner).record(&key(1)).map(|record| record.is_tombstone()), Some(true));
+        net.begin_at(owner, 1, state);
+        net.run(200 * S);
+        net.begin_at(owner, 1, state);
+        assert_eq!(net.core(owner).record(&key(1)).map(|record| record.is_tombstone()), Some(false), "it is forgotten");
+    }
 }
 
 #[test]

@@ -287,6 +287,62 @@ fn say(frames: &[Vec<u8>]) -> Option<CloseReason> {
 }
 
 #[test]
+fn nobody_can_push_a_member_to_the_last_incarnation() {
+    let mut net = Net::idle();
+    net.add(view(1, 2));
+    net.start(1);
+    let (_, here) = net.connect(9, 1);
+    net.input(1, Input::Connected { peer: 2, session: here, dialled: false });
+    let absurd = Hello { heard_of: u32::MAX, ..hello(2, 1) };
+    net.input(1, Input::Received { session: here, bytes: Frame::Hello(absurd).encode() });
+    assert_eq!(net.core(1).status().incarnation, 1);
+    assert_eq!(net.reports(1, |e| ended(e, |r| matches!(r, CloseReason::Absurd { .. }))), 1);
+}
+
+#[test]
+fn a_joiner_whose_source_dies_on_the_way_does_not_start_cold() {
+    let mut net = Net::idle();
+    for id in 1..=2 {
+        net.add(view(id, 2));
+    }
+    net.start(1);
+    net.run(2 * S);
+    for client in 0..50 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.stalled.insert(1);
+    net.start(2);
+    net.run(100 * MS);
+    net.kill(1);
+    net.held.clear();
+    net.stalled.clear();
+    net.run(5 * S);
+    assert!(!net.is_ready(2), "the flows are at member 1, whose datapath forwards");
+    net.start(1);
+    net.run(3 * S);
+    assert!(net.is_ready(1) && net.is_ready(2));
+    assert_eq!(net.records(2), net.records(1));
+    assert!(net.records(2) > 0);
+}
+
+#[test]
+fn a_joiner_whose_source_dies_with_its_host_starts_cold() {
+    let mut net = Net::idle();
+    for id in 1..=2 {
+        net.add(view(id, 2));
+    }
+    net.start(1);
+    net.run(2 * S);
+    net.stalled.insert(1);
+    net.start(2);
+    net.run(100 * MS);
+    net.kill(1);
+    net.host(1).is_up = false;
+    net.run(3 * S);
+    assert!(net.is_ready(2));
+}
+
+#[test]
 fn a_session_of_the_wrong_peer_is_refused() {
     let said = |hello: Hello| say(&[Frame::Hello(hello).encode()]);
     assert_eq!(said(hello(2, 1)), None);

@@ -207,6 +207,9 @@ fn impossible_records_are_refused() {
     };
     refused("port", &|item| item.key = with_key(&|key| key.destination_port = [0; 2]));
     refused("protocol", &|item| item.key = with_key(&|key| key.protocol = 1));
+    refused("count", &|item| item.record.generation = 0xff01);
+    refused("count", &|item| item.record.lifecycle.revision = u16::MAX);
+    refused("count", &|item| item.record.owners.term = u16::MAX);
     refused("creator", &|item| item.record.backend.creator = 0);
     refused("creator", &|item| item.record.backend.creator = 65);
     refused("backend", &|item| item.record.backend.address = [0; 16]);
