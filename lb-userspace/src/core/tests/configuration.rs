@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use lb_common::{
-    flow::STATE_RESET,
+    flow::{STATE_CLOSING, STATE_RESET},
     ring::RING_SLOTS,
     target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
 };
@@ -243,23 +243,36 @@ fn parked_records_are_bounded_and_counted() {
     assert_eq!(status.parked_dropped as usize, net.records(1) - 10);
 }
 
-#[test]
-fn parked_records_go_when_their_flow_ends_or_would_have() {
+/// Two members; the second has parked four flows of the first.
+fn with_parked(state: u8) -> Net {
     let mut net = Net::new(2);
     configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
     net.run(200 * S);
     let clients: Vec<u16> = (0..100).filter(|&c| net_owner(&net, c) == 1).take(4).collect();
     for &client in &clients {
-        net.begin(client, STATE_RESET);
+        net.begin(client, state);
     }
     net.run(S);
     assert_eq!(net.core(2).status().parked, 4);
-    // Two end here; of the other two nothing is heard any more.
+    net
+}
+
+#[test]
+fn parked_records_go_when_their_flows_end() {
+    let mut net = with_parked(STATE_CLOSING);
+    // They end at the first member after 30 s instead of 120.
+    configure(&mut net, 1, |view| view.timeouts.closing = Duration::from_secs(30));
+    net.run(40 * S);
+    assert_eq!(net.core(2).status().parked, 0);
+}
+
+#[test]
+fn parked_records_go_when_their_flows_would_have_ended() {
+    let mut net = with_parked(STATE_RESET);
+    net.kill(1);
     net.run(20 * S);
-    clients[..2].iter().for_each(|&client| net.packet(1, client));
+    assert_eq!(net.core(2).status().parked, 4);
     net.run(12 * S);
-    assert!(net.core(2).status().parked < 4);
-    net.run(60 * S);
     assert_eq!(net.core(2).status().parked, 0);
 }
 

@@ -126,6 +126,7 @@ fn a_tombstone_that_nothing_can_follow_makes_no_endless_loop() {
         net.host(owner).core.as_mut().expect("core").apply(now, 3 - owner, &item);
         net.carry_out(owner);
         assert_eq!(net.core(owner).record(&key(1)).map(|record| record.is_tombstone()), Some(true));
+        net.run(5 * S);
         net.begin_at(owner, 1, state);
         net.run(200 * S);
         net.begin_at(owner, 1, state);
