@@ -124,7 +124,7 @@ pub struct Member {
 pub struct Node {
     /// Which member this is.
     pub id: MemberId,
-    /// The interfaces that packets for VIPs and from peers come in by; at least one.
+    /// The interfaces that packets for VIPs come in by, at least one; probes and hand-offs are taken from the first only.
     pub interfaces: Vec<InterfaceName>,
     /// What happens to the datapath when the agent stops.
     pub on_stop: OnStop,

@@ -20,6 +20,7 @@ pub(super) struct NodeDraft {
     interfaces: Vec<Spanned<InterfaceName>>,
     /// Where interfaces should have been listed, if none are and there is such a place.
     no_interfaces: Option<Option<Range<usize>>>,
+    cluster_interface: Option<Spanned<InterfaceName>>,
     on_stop: Option<OnStop>,
     flows_max: Option<u32>,
     budgets: Option<Budgets>,
@@ -32,6 +33,7 @@ impl NodeDraft {
                 name: None,
                 interfaces: Vec::new(),
                 no_interfaces: Some(None),
+                cluster_interface: None,
                 on_stop: Some(OnStop::Keep),
                 flows_max: Some(FLOWS_MAX),
                 budgets: Some(Budgets::DEFAULT),
@@ -41,6 +43,7 @@ impl NodeDraft {
             name: section.optional("name"),
             no_interfaces: section.lack("interfaces").map(Some),
             interfaces: section.list("interfaces"),
+            cluster_interface: section.optional("cluster_interface"),
             on_stop: section.or("on_stop", OnStop::Keep),
             // From a table that a test can fill to one of 8 GB.
             flows_max: section.or("flows_max", Integer::<16, { 1 << 26 }>(FLOWS_MAX.into())).map(|max| max.0 as u32),
@@ -57,7 +60,8 @@ impl NodeDraft {
     /// Adds what the host and the command line say. `None` goes with a problem.
     pub(super) fn resolve(self, cluster: &ClusterDraft, host: &Host<'_>, problems: &Problems) -> Option<Node> {
         let id = self.member(cluster, host, problems);
-        let interfaces = self.interfaces(host, problems);
+        let interfaces =
+            self.interfaces(host, problems).and_then(|interfaces| self.cluster_first(interfaces, problems));
         Some(Node {
             id: id?,
             interfaces: interfaces?,
@@ -120,6 +124,19 @@ impl NodeDraft {
             problems.push(problem.at(name.span(), "").help("`ip -br link` lists them"));
         }
         Some(self.interfaces.iter().map(|name| name.get_ref().clone()).collect())
+    }
+
+    /// Brings the cluster's interface to the front; without the key the first one is the cluster's.
+    fn cluster_first(&self, mut interfaces: Vec<InterfaceName>, problems: &Problems) -> Option<Vec<InterfaceName>> {
+        let Some(cluster) = &self.cluster_interface else { return Some(interfaces) };
+        let Some(at) = interfaces.iter().position(|name| name == cluster.get_ref()) else {
+            let problem =
+                Problem::new(format!("the cluster interface {} is not among the interfaces", cluster.get_ref()));
+            problems.push(problem.at(cluster.span(), "").help("add it to node.interfaces"));
+            return None;
+        };
+        interfaces[..=at].rotate_right(1);
+        Some(interfaces)
     }
 }
 

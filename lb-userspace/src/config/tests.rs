@@ -376,3 +376,16 @@ proptest! {
         Config::parse(&tokens.concat(), Path::new("tandem.toml"), &host()).map_err(|error| error.to_string()).ok();
     }
 }
+
+#[test]
+fn the_clusters_interface_comes_first() {
+    let directory = Directory::new();
+    let both = r#"interfaces = ["eth0", "eth1"]"#;
+    let interfaces = |lines: &str| {
+        let host = Host { interface_exists: &|_| true, ..host() };
+        let config = directory.parse_on(&VALID.replace(r#"interfaces = ["eth0"]"#, lines), &host).unwrap();
+        config.node.interfaces.iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(interfaces(both), ["eth0", "eth1"]);
+    assert_eq!(interfaces(&format!("{both}\ncluster_interface = \"eth1\"")), ["eth1", "eth0"]);
+}

@@ -7,6 +7,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lb_common::{
     flow::{FlowKey, FlowKeyV4, TCP, tick},
+    outer,
     parse::{Parsed, parse},
     rank::{bit, score},
     reason::Reason,
@@ -157,8 +158,14 @@ fn decide(snapshot: &Snapshot, packet: &str) -> Decision {
     // A packet for a VIP reaches every interface alike.
     match parse(frame.as_slice(), snapshot, 0) {
         Parsed::Packet(packet) => match steer(snapshot, &packet) {
-            Verdict::Deliver(backend, reason) => Decision::Deliver(*backend, reason),
-            Verdict::HandOff(member, reason) => Decision::HandOff(*member, reason),
+            Verdict::Deliver(backend, reason) => match outer::delivery(&packet, &snapshot.node, backend) {
+                Ok(_) => Decision::Deliver(*backend, reason),
+                Err(reason) => Decision::End(reason),
+            },
+            Verdict::HandOff(member, reason) => match outer::hand_off(&packet, &snapshot.node, member) {
+                Ok(_) => Decision::HandOff(*member, reason),
+                Err(reason) => Decision::End(reason),
+            },
             Verdict::End(reason) => Decision::End(reason),
         },
         Parsed::End(reason) => Decision::End(reason),

@@ -94,6 +94,8 @@ fn end(reason: Reason) -> &'static str {
         Reason::NotOurs => "the destination is no VIP: the packet is left to the host",
         Reason::NoService => "the destination is a VIP, but no service has this port: the packet is left to the host",
         Reason::DropNoBackend => "the service has no backend in service for this flow",
+        Reason::DropNoNextHop => "the way to the target is not resolved: no route, or its neighbour does not answer",
+        Reason::DropTooBig => "encapsulated, the packet does not fit the link to the target",
         Reason::Unconfigured => "the agent has not configured the datapath: everything is left to the host",
         Reason::DropMartian => "the source address can only be forged",
         other => match other.action() {
