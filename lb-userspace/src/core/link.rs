@@ -40,6 +40,8 @@ pub(crate) struct Link {
     pub(crate) snapshot_heard: u64,
     /// Whether a snapshot of the peer is complete.
     pub(crate) is_synchronized: bool,
+    /// Whether our last `Hello` said that we are ready.
+    pub(crate) told_ready: bool,
     /// Whether the peer said in its `Hello` that it is ready.
     pub(crate) said_ready: bool,
     /// Generation and hash of the peer's configuration; zeros before its `Hello`.
@@ -111,6 +113,7 @@ impl Link {
             snapshot_sent: 0,
             snapshot_heard: 0,
             is_synchronized: false,
+            told_ready: false,
             said_ready: false,
             configuration: (0, 0),
             urgent: VecDeque::new(),

@@ -1,6 +1,6 @@
 //! When this member may own new flows: when it knows what the others know (law 7).
 
-use std::{collections::BTreeSet, time::Duration};
+use std::time::Duration;
 
 use super::{
     Core,
@@ -55,14 +55,10 @@ impl Core {
 
     /// Tells the peers that from here on a snapshot is one of all records; those who wait for one get it anew.
     fn vouch_for_records(&mut self) {
-        self.greet_again();
-        let waiting: BTreeSet<u8> = self.peers.keys().copied().filter(|&id| !self.is_peer_ready(id)).collect();
-        for link in self.links.values_mut().filter(|link| link.stage == Stage::Open) {
-            // The peer counts from the greeting on, so one that is under way must begin anew in any case.
-            if link.cursor.is_some() || waiting.contains(&link.peer) {
-                link.begin_snapshot();
-            }
-        }
+        self.greet_all_again();
+        // The peer counts from the greeting on, so a snapshot that is under way begins anew in any case.
+        let waits = |link: &Link| link.stage == Stage::Open && (link.cursor.is_some() || !link.said_ready);
+        self.links.values_mut().filter(|link| waits(link)).for_each(Link::begin_snapshot);
     }
 
     fn is_peer_ready(&self, id: u8) -> bool {

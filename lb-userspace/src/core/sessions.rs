@@ -37,7 +37,7 @@ impl Core {
         for member in self.view.members.iter().filter(|member| member.id != self.view.me) {
             self.peers.entry(member.id).or_insert_with(|| Peer::new(now));
         }
-        self.greet_again();
+        self.greet_all_again();
         let ids: Vec<u8> = self.peers.keys().copied().collect();
         ids.into_iter().for_each(|id| self.compare_configuration(id));
     }
@@ -61,7 +61,7 @@ impl Core {
         {
             self.close(now, oldest, CloseReason::Replaced);
         }
-        self.links.insert(session, Link::new(now, id, dialled));
+        self.links.insert(session, Link { told_ready: self.ready, ..Link::new(now, id, dialled) });
         let hello = self.hello(id);
         self.send(now, session, Frame::Hello(hello).encode());
     }
@@ -158,6 +158,9 @@ impl Core {
             link.said_ready = hello.ready;
             link.begin_snapshot();
             link.configuration = (hello.generation, hello.hash);
+            if self.ready && !link.told_ready {
+                self.greet_again(session, id);
+            }
         }
         self.compare_configuration(id);
         self.pump(now, session);
@@ -228,15 +231,20 @@ impl Core {
     }
 
     /// Tells open sessions of a configuration that has changed, or that this member has become ready.
-    pub(super) fn greet_again(&mut self) {
+    pub(super) fn greet_all_again(&mut self) {
         let open: Vec<(Session, u8)> =
             self.links.iter().filter(|(_, l)| l.stage == Stage::Open).map(|(&s, l)| (s, l.peer)).collect();
         for (session, id) in open {
-            let hello = Frame::Hello(self.hello(id)).encode();
-            if let Some(link) = self.links.get_mut(&session) {
-                link.in_flight += hello.len();
-                self.outputs.push_back(Output::Send { session, bytes: hello });
-            }
+            self.greet_again(session, id);
+        }
+    }
+
+    fn greet_again(&mut self, session: Session, id: u8) {
+        let hello = Frame::Hello(self.hello(id)).encode();
+        if let Some(link) = self.links.get_mut(&session) {
+            link.told_ready = self.ready;
+            link.in_flight += hello.len();
+            self.outputs.push_back(Output::Send { session, bytes: hello });
         }
     }
 
