@@ -1,7 +1,6 @@
 //! A whole lab: network, servers, members and the configuration they share.
 
 use std::{
-    collections::BTreeMap,
     path::PathBuf,
     process::Command,
     sync::Arc,
@@ -10,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use lb_common::{
-    flow::{FlowEntry, FlowKeyV4, TCP},
+    flow::{FlowKeyV4, TCP},
     rank::bit,
 };
 
@@ -180,12 +179,6 @@ impl Cluster {
             self.topology.withdraw(&member.host)?;
         }
         Ok(())
-    }
-
-    /// What each member that can be read holds on a client's TCP connection.
-    pub fn entries(&self, port: u16) -> BTreeMap<u8, FlowEntry> {
-        let entry = |member: &Member| Some((member.id, member.tables().flow(&tcp_flow(port)).ok()??));
-        self.members.iter().filter_map(entry).collect()
     }
 
     fn config_file(&self, member: &str) -> PathBuf {

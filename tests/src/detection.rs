@@ -56,11 +56,6 @@ impl Watch {
         Ok(Self { names, stop, thread })
     }
 
-    /// Whether all survivors have noticed.
-    pub fn is_complete(&self) -> bool {
-        self.thread.is_finished()
-    }
-
     /// How long after `cut` each survivor noticed; none for those that have not.
     pub fn finish(self, cut: Instant) -> BTreeMap<String, Option<Duration>> {
         self.stop.store(true, Ordering::Relaxed);

@@ -1,7 +1,6 @@
 //! A member's pinned maps, read from outside as an operator would, also when its agent is dead.
 
 use std::{
-    borrow::Borrow,
     collections::BTreeMap,
     path::{Path, PathBuf},
     time::Duration,
@@ -141,7 +140,7 @@ pub fn is_ready(liveness: &Liveness, id: u8) -> bool {
 }
 
 /// Whether the datapath of member `id` is alive, in the eyes of the member whose map this is.
-pub fn sees_forwarding<T: Borrow<MapData>>(map: &Array<T, Liveness>, id: u8) -> Result<bool> {
+pub fn sees_forwarding(map: &Array<MapData, Liveness>, id: u8) -> Result<bool> {
     Ok(map.get(&0, 0)?.forwarding & bit(id) != 0)
 }
 

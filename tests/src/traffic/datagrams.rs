@@ -59,7 +59,6 @@ impl Tally {
 #[derive(Debug)]
 pub struct Stream {
     stop: Arc<AtomicBool>,
-    ports: Vec<u16>,
     thread: Option<thread::JoinHandle<io::Result<Tally>>>,
 }
 
@@ -67,16 +66,10 @@ impl Stream {
     /// Begins to send from `client` to the lab's service.
     pub fn start(client: &Arc<Namespace>, pace: Pace) -> Result<Self> {
         let sockets = client.within(|| open(pace.flows)).context("cannot open the datagrams' sockets")?;
-        let ports = sockets.iter().map(|socket| Ok(socket.local_addr()?.port())).collect::<io::Result<_>>()?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = client.thread("datagrams", move || exchange(sockets, pace, &flag))?;
-        Ok(Self { stop, ports, thread: Some(thread) })
-    }
-
-    /// The client's ports, one for each flow.
-    pub fn ports(&self) -> &[u16] {
-        &self.ports
+        Ok(Self { stop, thread: Some(thread) })
     }
 
     /// Stops sending, waits for the last answers, and counts.
