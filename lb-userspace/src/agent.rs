@@ -6,13 +6,13 @@
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use lb_common::address::Address;
 use rustix::process::setpriority_process;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, OnStop},
-    core::{Core, Input},
+    core::{Core, Input, View},
     io::{
         attach::Mode,
         clock::{Alarm, now_ns},
@@ -20,12 +20,20 @@ use crate::{
 };
 
 mod edges;
+mod fixed;
+mod signals;
 mod view;
 
 use edges::{Carried, Edges};
+use signals::{Order, Signals};
 
 /// Above everything ordinary: a probe that is late looks like a peer that is dead. The thread uses little.
 const PRIORITY: i32 = -10;
+
+/// How often the edges are looked after.
+const UPKEEP_NS: u64 = 1_000_000_000;
+/// How long a reload waits for the next hops of new targets; ARP on a LAN takes less than a millisecond.
+const PATIENCE_NS: u64 = 300_000_000;
 
 /// What the command line decides.
 #[derive(Clone, Debug)]
@@ -61,12 +69,16 @@ struct Agent<'o> {
     edges: Edges,
     alarm: Alarm,
     signals: Signals,
+    reload: Option<Reload>,
+    upkeep_ns: u64,
 }
 
-/// What a signal asks for.
-enum Order {
-    Reload,
-    Stop,
+/// A configuration that waits until its targets can be reached.
+struct Reload {
+    view: Box<View>,
+    on_stop: OnStop,
+    targets: Vec<Address>,
+    patience_ns: u64,
 }
 
 impl<'o> Agent<'o> {
@@ -79,7 +91,8 @@ impl<'o> Agent<'o> {
             warn!(%error, "cannot raise this thread's priority; on a busy host probes may be late");
         }
         let core = Core::new(now_ns(), view::of(config), incarnation, &adopted);
-        let mut agent = Self { options, on_stop: config.node.on_stop, core, edges, alarm: Alarm::new()?, signals };
+        let (on_stop, alarm, upkeep_ns) = (config.node.on_stop, Alarm::new()?, now_ns() + UPKEEP_NS);
+        let mut agent = Self { options, on_stop, core, edges, alarm, signals, reload: None, upkeep_ns };
         // The tables are filled before the first packet is treated.
         agent.edges.carry_out(&mut agent.core);
         agent.edges.attach()?;
@@ -94,14 +107,27 @@ impl<'o> Agent<'o> {
                 return self.edges.close(self.on_stop).await;
             }
             // 2. A tick that is due, before anything else that has happened: probes must not wait for a queue.
-            let due = self.core.next_deadline();
-            if due.is_some_and(|due| due <= now_ns()) {
+            let due_ns = self.core.next_deadline();
+            if due_ns.is_some_and(|due| due <= now_ns()) {
                 self.edges.look(&mut self.core);
                 self.core.handle(now_ns(), Input::Tick);
                 continue;
             }
-            self.alarm.set(due)?;
-            // 3. Whatever happens next. The choice among several is random, so none starves another.
+            // 3. What else has its time.
+            if self.upkeep_ns <= now_ns() {
+                self.edges.upkeep();
+                self.upkeep_ns = now_ns() + UPKEEP_NS;
+                continue;
+            }
+            if let Some(ready) =
+                self.reload.take_if(|new| new.patience_ns <= now_ns() || self.edges.reach(&new.targets))
+            {
+                self.configure(ready);
+                continue;
+            }
+            // 4. Whatever happens next. The choice among several is random, so none starves another.
+            let waiting_ns = self.reload.as_ref().map(|new| new.patience_ns);
+            self.alarm.set([due_ns, waiting_ns, Some(self.upkeep_ns)].into_iter().flatten().min())?;
             tokio::select! {
                 rung = self.alarm.ring() => rung?,
                 order = self.signals.next() => self.obey(&order),
@@ -119,44 +145,29 @@ impl<'o> Agent<'o> {
             Order::Reload => {
                 let options = self.options;
                 match Config::load(&options.config, options.node.as_deref(), &options.interfaces) {
-                    Ok(config) => self.reload(&config),
+                    Ok(config) => self.prepare(&config),
                     Err(error) => error!("the configuration that is running stays\n{error}"),
                 }
             }
         }
     }
 
-    fn reload(&mut self, config: &Config) {
-        if let Err(reason) = self.edges.accepts(config) {
+    /// First finds out how new targets are reached: a new flow must not go where no packet can.
+    fn prepare(&mut self, config: &Config) {
+        if let Err(reason) = self.edges.fixed().accepts(config) {
             error!("{reason}; that needs a restart, so the configuration that is running stays");
             return;
         }
-        self.on_stop = config.node.on_stop;
-        self.core.handle(now_ns(), Input::Configure(Box::new(view::of(config))));
+        let view = Box::new(view::of(config));
+        let targets = view::targets(&view);
+        self.edges.follow(&targets);
+        let patience_ns = now_ns() + PATIENCE_NS;
+        self.reload = Some(Reload { view, on_stop: config.node.on_stop, targets, patience_ns });
+    }
+
+    fn configure(&mut self, new: Reload) {
+        self.on_stop = new.on_stop;
+        self.core.handle(now_ns(), Input::Configure(new.view));
         info!(config = %self.options.config.display(), "configuration reloaded");
-    }
-}
-
-struct Signals {
-    hangup: Signal,
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl Signals {
-    fn new() -> std::io::Result<Self> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-
-    async fn next(&mut self) -> Order {
-        tokio::select! {
-            _ = self.hangup.recv() => Order::Reload,
-            _ = self.terminate.recv() => Order::Stop,
-            _ = self.interrupt.recv() => Order::Stop,
-        }
     }
 }

@@ -7,9 +7,11 @@
 pub mod attach;
 pub mod bpf;
 pub mod clock;
+pub mod complaint;
 pub mod datapath;
 pub mod events;
 pub mod flows;
+pub mod interfaces;
 pub mod neighbours;
 pub mod netlink;
 pub mod pins;

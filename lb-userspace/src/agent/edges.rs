@@ -8,16 +8,21 @@ use std::{
 };
 
 use anyhow::Context as _;
-use lb_common::{address::unmapped, flow::FlowKeyV4, maps};
+use lb_common::{
+    address::{Address, unmapped},
+    flow::FlowKeyV4,
+    maps,
+};
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::Options;
+use super::{Options, fixed::Fixed};
 use crate::{
     config::{Config, OnStop},
     core::{Adopted, Core, Input, Key, Level, Output},
     io::{
         clock::now_ns,
+        complaint::Complaint,
         datapath::{Datapath, Spec},
         events::EventRings,
         flows::{Deletion, FlowTable, Put},
@@ -37,8 +42,8 @@ const REPORTS: usize = 16;
 /// No more is taken in once this much was received: 1,300 records, each of which may become a write to a map. That
 /// is a few milliseconds in which no probe is sent.
 const RECEIVED_BYTES: usize = 64 << 10;
-/// A table that is full is said so this often.
-const FULL_EVERY: Duration = Duration::from_secs(10);
+/// How often the tables are compared with what was written into them.
+const HEAL_EVERY: Duration = Duration::from_secs(60);
 
 /// Everything the agent acts through.
 pub(super) struct Edges {
@@ -52,11 +57,9 @@ pub(super) struct Edges {
     resolved: mpsc::Receiver<Resolved>,
     swept: mpsc::Receiver<Swept>,
     state: StateDirectory,
-    own: Ipv4Addr,
-    port: u16,
-    interfaces: Vec<String>,
-    flows_max: u32,
-    full: Full,
+    fixed: Fixed,
+    full: Complaint,
+    healed_at: Instant,
 }
 
 /// Whether to go on.
@@ -77,17 +80,19 @@ pub(super) enum Happened {
 impl Edges {
     /// Opens everything; on the way out nothing is attached yet.
     pub(super) fn open(options: &Options, config: &Config) -> anyhow::Result<(Self, Adopted, u32)> {
-        let own = config.this_member().address;
-        let port = config.cluster.port;
-        let interfaces: Vec<String> = config.node.interfaces.iter().map(|name| name.as_str().to_owned()).collect();
+        let fixed = Fixed::of(config);
+        let (own, port) = (fixed.own, fixed.port);
         let state = StateDirectory::open(&options.state)?;
         let at = || format!("cannot use {own}:{port}; is it an address of this host, and the port free?");
         let prober = Prober::bind(own, port).with_context(at)?;
         let sessions = Sessions::listen(own, port).with_context(at)?;
-        let flows_max = config.node.flows_max;
-        let spec = Spec { pins: &options.pins, interfaces: &interfaces, mode: options.mode, flows_max };
+        let (pins, mode) = (options.pins.as_path(), options.mode);
+        let spec = Spec { pins, interfaces: &fixed.interfaces, mode, flows_max: fixed.flows_max };
         let mut datapath = Datapath::load(&spec)?;
-        let installed = Installed::open(&mut datapath)?;
+        let (mut installed, adopted) = Installed::open(&mut datapath)?;
+        let others = config.cluster.members.iter().filter(|member| member.id != fixed.id);
+        let peers: Vec<Ipv4Addr> = others.map(|member| member.address).collect();
+        installed.set_cluster_interface(datapath.interface_towards(&peers)?)?;
         let flows = FlowTable::new(datapath.map(maps::FLOWS)?);
         let events = EventRings::open(&mut datapath)?;
         let (found, resolved) = mpsc::channel(RESOLVED);
@@ -95,7 +100,6 @@ impl Edges {
         let (chunks, swept) = mpsc::channel(sweep::CHUNKS);
         sweep::start::<FlowKeyV4>(flows.map(), chunks).context("sweep")?;
         let incarnation = state.next_incarnation()?;
-        let adopted = installed.adopted();
         let edges = Self {
             datapath,
             installed,
@@ -107,11 +111,9 @@ impl Edges {
             resolved,
             swept,
             state,
-            own,
-            port,
-            interfaces,
-            flows_max,
-            full: Full::default(),
+            fixed,
+            full: Complaint::default(),
+            healed_at: Instant::now(),
         };
         Ok((edges, adopted, incarnation))
     }
@@ -121,20 +123,40 @@ impl Edges {
         Ok(self.datapath.attach()?)
     }
 
-    /// Whether a running agent can take over `config`; why not.
-    pub(super) fn accepts(&self, config: &Config) -> Result<(), String> {
-        let interfaces = || config.node.interfaces.iter().map(crate::config::InterfaceName::as_str);
-        let this = config.this_member();
-        if this.address != self.own || config.cluster.port != self.port {
-            return Err(format!("this member would be at {}:{}", this.address, config.cluster.port));
+    /// What a reload cannot change.
+    pub(super) fn fixed(&self) -> &Fixed {
+        &self.fixed
+    }
+
+    /// Finds out how `targets` are reached, besides those that packets are sent to now.
+    pub(super) fn follow(&self, targets: &[Address]) {
+        self.next_hops.follow(self.installed.addresses().chain(targets.iter().copied()).collect());
+    }
+
+    /// Whether it is known how all of `targets` are reached.
+    pub(super) fn reach(&self, targets: &[Address]) -> bool {
+        self.installed.are_resolved(targets)
+    }
+
+    /// Finishes what failed, attaches again where an interface has come back, and heals the tables now and then.
+    pub(super) fn upkeep(&mut self) {
+        complain(self.installed.complete());
+        match self.datapath.watch() {
+            Ok(false) => {}
+            Ok(true) => match self.datapath.interface_towards(&self.peers()) {
+                Ok(ifindex) => complain(self.installed.set_cluster_interface(ifindex)),
+                Err(error) => error!(%error, "cannot tell which interface is the cluster's"),
+            },
+            Err(error) => error!(%error, "cannot look after the interfaces"),
         }
-        if !interfaces().eq(&self.interfaces) {
-            return Err(format!("the interfaces would be {}", interfaces().collect::<Vec<_>>().join(", ")));
+        if self.healed_at.elapsed() >= HEAL_EVERY {
+            self.healed_at = Instant::now();
+            match self.installed.heal() {
+                Ok(0) => {}
+                Ok(writes) => warn!(writes, "the tables were not as they had been written; they are again"),
+                Err(error) => complain::<(), _>(Err(error)),
+            }
         }
-        if config.node.flows_max != self.flows_max {
-            return Err(format!("the flow table would hold {}", config.node.flows_max));
-        }
-        Ok(())
     }
 
     /// Carries out what the core wants, in its order, until it wants nothing more.
@@ -151,8 +173,12 @@ impl Edges {
                 Output::PutFlow { key: Key::V4(key), entry, mode } => match self.flows.put(&key, entry, mode) {
                     Ok(Put::Done) => {}
                     Ok(Put::Found(entry)) => core.handle(now_ns(), Input::Observed { key: key.into(), entry }),
-                    Ok(Put::Full) => self.full.note(),
-                    Err(error) => complain::<_>(Err(error)),
+                    Ok(Put::Full) => {
+                        if let Some(records) = self.full.note() {
+                            warn!(records, "the flow table is full; records of peers found no room (node.flows_max)");
+                        }
+                    }
+                    Err(error) => complain::<(), _>(Err(error)),
                 },
                 Output::DeleteFlow { key: Key::V4(key), unless_seen_since } => {
                     match self.flows.delete(&key, unless_seen_since) {
@@ -160,7 +186,7 @@ impl Edges {
                         Ok(Deletion::Spared(entry)) => {
                             core.handle(now_ns(), Input::Observed { key: key.into(), entry })
                         }
-                        Err(error) => complain::<_>(Err(error)),
+                        Err(error) => complain::<(), _>(Err(error)),
                     }
                 }
                 // No service has an IPv6 VIP yet, so no such flow exists.
@@ -185,7 +211,7 @@ impl Edges {
             return;
         }
         for (&member, address) in self.installed.members() {
-            if unmapped(*address) == Some(self.own.octets()) {
+            if unmapped(*address) == Some(self.fixed.own.octets()) {
                 continue;
             }
             match self.installed.heard(member) {
@@ -254,6 +280,11 @@ impl Edges {
         self.next_hops.follow(self.installed.addresses().collect());
     }
 
+    fn peers(&self) -> Vec<Ipv4Addr> {
+        let members = self.installed.members().keys().filter_map(|id| self.address(*id));
+        members.filter(|address| *address != self.fixed.own).collect()
+    }
+
     fn address(&self, member: u8) -> Option<Ipv4Addr> {
         self.installed.members().get(&member).and_then(|address| unmapped(*address)).map(Ipv4Addr::from)
     }
@@ -266,25 +297,8 @@ fn received(input: &Input) -> usize {
     }
 }
 
-/// Flows that found no room, said once in a while.
-#[derive(Default)]
-struct Full {
-    count: u64,
-    said: Option<Instant>,
-}
-
-impl Full {
-    fn note(&mut self) {
-        self.count += 1;
-        if self.said.is_none_or(|said| said.elapsed() >= FULL_EVERY) {
-            warn!(records = self.count, "the flow table is full; records of peers found no room (node.flows_max)");
-            (self.count, self.said) = (0, Some(Instant::now()));
-        }
-    }
-}
-
 /// A write to a map failed: the agent lives on, and the next write may succeed.
-fn complain<E: std::fmt::Display>(result: Result<(), E>) {
+fn complain<T, E: std::fmt::Display>(result: Result<T, E>) {
     if let Err(error) = result {
         error!(%error, "a table is not as it should be");
     }

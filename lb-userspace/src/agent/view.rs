@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use lb_common::{address::mapped, node::BUDGET_WINDOW_SHIFT};
+use lb_common::{
+    address::{Address, mapped},
+    node::BUDGET_WINDOW_SHIFT,
+};
 
 use crate::{
     config::{Config, Replicate},
@@ -39,6 +42,14 @@ pub(super) fn of(config: &Config) -> View {
         services: config.services.iter().map(service).collect(),
         limits: Limits { flows: config.node.flows_max as usize, ..Limits::default() },
     }
+}
+
+/// Where packets are sent by `view`, apart from this member.
+pub(super) fn targets(view: &View) -> Vec<Address> {
+    let peers = view.members.iter().filter(|member| member.id != view.me).map(|member| member.address);
+    let backends = view.services.iter().flat_map(|service| &service.backends).map(|backend| backend.address);
+    let own = view.member(view.me).map(|member| member.address);
+    peers.chain(backends).filter(|address| Some(*address) != own).collect()
 }
 
 fn service(service: &crate::config::Service) -> Service {

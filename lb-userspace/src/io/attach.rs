@@ -11,7 +11,7 @@ use aya::{
     programs::{
         ProgramError, Xdp, XdpMode,
         links::{FdLink, LinkError, PinnedLink},
-        loaded_programs,
+        loaded_links, loaded_programs,
         xdp::XdpLink,
     },
     util::KernelVersion,
@@ -42,10 +42,7 @@ pub enum AttachError {
     #[error("there is no interface {0}")]
     NoInterface(String),
     /// Somebody else's program is there.
-    #[error(
-        "interface {interface} already runs the XDP program {program}; remove it (`ip link set dev {interface} xdp off`, \
-         or `bpftool link` if that does not help), or give Tandem another interface"
-    )]
+    #[error("interface {interface} already runs the XDP program {program}; {}, or give Tandem another interface", program.removal(interface))]
     Occupied {
         /// The interface.
         interface: String,
@@ -73,6 +70,11 @@ pub enum AttachError {
         /// What that usually means.
         hint: Hint,
     },
+    /// bpffs takes no dots, so they become underscores in the names of pins.
+    #[error(
+        "interface {0} and another one of this member differ only in dots and underscores; their links cannot both be pinned"
+    )]
+    SamePin(String),
     /// The kernel did not detach.
     #[error("the program is still on interface {0}, though its link is removed; does another process hold it?")]
     StillAttached(String),
@@ -94,6 +96,24 @@ pub enum AttachError {
 pub struct ForeignProgram {
     id: u32,
     name: Option<String>,
+    link: Option<u32>,
+}
+
+impl ForeignProgram {
+    fn find(id: u32) -> Self {
+        let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
+        let link = loaded_links().filter_map(Result::ok).find(|link| link.program_id() == id);
+        let name = program.and_then(|program| program.name_as_str().map(str::to_owned));
+        Self { id, name, link: link.map(|link| link.id()) }
+    }
+
+    /// A program that a bpf_link holds cannot be removed with `ip`.
+    fn removal(&self, interface: &str) -> String {
+        match self.link {
+            Some(link) => format!("stop what attached it, or detach it with `bpftool link detach id {link}`"),
+            None => format!("remove it with `ip link set dev {interface} xdp off`"),
+        }
+    }
 }
 
 impl fmt::Display for ForeignProgram {
@@ -146,10 +166,16 @@ impl Interface {
         Ok(Self { link, pin, adoptable })
     }
 
+    /// Where its link is or will be pinned.
+    pub fn pin(&self) -> &Path {
+        &self.pin
+    }
+
     /// Attaches `program` and pins the link; where our link is, its program is replaced atomically.
     pub fn attach(&self, program: &mut Xdp, mode: Mode) -> Result<(), AttachError> {
         if self.adoptable && self.adopt(program)? {
             info!(interface = self.link.name, "took over the pinned datapath");
+            say_mode(&self.link, mode);
             return Ok(());
         }
         if self.pin.exists() {
@@ -183,7 +209,11 @@ impl Interface {
         let link = PinnedLink::from_pin(&self.pin).map_err(|error| self.pin_error(error))?;
         let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| self.pin_error(error))?;
         match program.attach_to_link(link) {
-            Ok(_) => Ok(true),
+            Ok(id) => {
+                // The pin holds the link. Left with the program, this descriptor would keep it after the pin has gone.
+                drop(program.take_link(id).map_err(|error| refused(&self.link, error))?);
+                Ok(true)
+            }
             Err(ProgramError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
             Err(error) => Err(refused(&self.link, error)),
         }
@@ -251,14 +281,15 @@ fn attach_anew(link: &Link, program: &mut Xdp, mode: Mode) -> Result<FdLink, Att
     // After EINVAL aya attaches through netlink. Such a link dies with the process; dropping it detaches.
     let attached =
         FdLink::try_from(attached).map_err(|_not_a_bpf_link| AttachError::Kernel { found: kernel_release() })?;
-    match mode {
-        Mode::Native => info!(interface = link.name, "attached, native mode"),
-        Mode::Generic => warn!(
-            interface = link.name,
-            "attached in GENERIC mode: every packet takes the slow path through the network stack"
-        ),
-    }
+    info!(interface = link.name, "attached");
+    say_mode(link, mode);
     Ok(attached)
+}
+
+fn say_mode(link: &Link, mode: Mode) {
+    if mode == Mode::Generic {
+        warn!(interface = link.name, "GENERIC mode: every packet takes the slow path through the network stack");
+    }
 }
 
 fn refused(link: &Link, error: ProgramError) -> AttachError {
@@ -271,8 +302,7 @@ fn refused(link: &Link, error: ProgramError) -> AttachError {
 }
 
 fn occupied(link: &Link, attached: AttachedXdp) -> AttachError {
-    let program = ForeignProgram { id: attached.program_id, name: program_name(attached.program_id) };
-    AttachError::Occupied { interface: link.name.clone(), program }
+    AttachError::Occupied { interface: link.name.clone(), program: ForeignProgram::find(attached.program_id) }
 }
 
 fn effective_capabilities() -> io::Result<u64> {
@@ -290,11 +320,6 @@ fn pinned_program(pin: &Path) -> Result<u32, AttachError> {
     let failed = |error: LinkError| AttachError::Pin { path: pin.to_owned(), error: Box::new(error) };
     let link = FdLink::from(PinnedLink::from_pin(pin).map_err(failed)?);
     Ok(link.info().map_err(failed)?.program_id())
-}
-
-fn program_name(id: u32) -> Option<String> {
-    let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)?;
-    program.name_as_str().map(str::to_owned)
 }
 
 fn hint(error: &io::Error, link: &Link) -> Hint {

@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     fs,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
 };
 
@@ -17,17 +18,14 @@ use lb_common::{decap, maps};
 use tracing::{info, warn};
 
 use super::{
-    attach::{self, AttachError, Interface, Mode},
-    netlink::Netlink,
+    attach::{self, AttachError, Mode},
+    interfaces::Interfaces,
     pins::{self, PINNED, PinsError, Shape},
     state::{DirectoryLock, StateError},
 };
 
 /// The programs and their maps, as the build made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
-
-/// The pinned program.
-const PROGRAM_PIN: &str = "prog";
 
 /// Why the datapath cannot be made or taken over. In every case no packet is treated differently than before.
 #[derive(Debug, thiserror::Error)]
@@ -95,8 +93,7 @@ pub struct Spec<'s> {
 /// The program `balancer`, loaded on its pinned maps.
 pub struct Datapath {
     ebpf: Ebpf,
-    interfaces: Vec<Interface>,
-    mode: Mode,
+    interfaces: Interfaces,
     pins: PathBuf,
     adopted: bool,
     unfinished: Unfinished,
@@ -124,9 +121,7 @@ impl Datapath {
     /// Nothing that exists is touched before everything was checked: host, interfaces, pinned maps.
     pub fn load(spec: &Spec<'_>) -> Result<Self, DatapathError> {
         attach::check_host()?;
-        let mut netlink = Netlink::open()?;
-        let inspect = |name: &String| Interface::inspect(&mut netlink, name, spec.pins, spec.mode);
-        let interfaces = spec.interfaces.iter().map(inspect).collect::<Result<_, _>>()?;
+        let interfaces = Interfaces::inspect(spec.interfaces, spec.pins, spec.mode)?;
         pins::prepare(spec.pins)?;
         let lock = DirectoryLock::take(spec.pins)?;
         let capacities = BTreeMap::from([(maps::FLOWS, spec.flows_max)]);
@@ -149,7 +144,7 @@ impl Datapath {
         let mut ebpf = loader.load(OBJECT)?;
         start_log(&mut ebpf);
         let pins = spec.pins.to_owned();
-        let mut datapath = Self { ebpf, interfaces, mode: spec.mode, pins, adopted, unfinished, _lock: lock };
+        let mut datapath = Self { ebpf, interfaces, pins, adopted, unfinished, _lock: lock };
         datapath.load_program()?;
         info!(pins = %spec.pins.display(), adopted, "datapath loaded");
         Ok(datapath)
@@ -160,9 +155,9 @@ impl Datapath {
         self.adopted
     }
 
-    /// Index of the first interface: the cluster's.
-    pub fn cluster_ifindex(&self) -> u32 {
-        self.interfaces.first().map_or(0, |interface| interface.link.ifindex)
+    /// Index of the interface towards `peers`; 0 for any.
+    pub fn interface_towards(&mut self, peers: &[Ipv4Addr]) -> Result<u32, DatapathError> {
+        Ok(self.interfaces.towards(peers)?)
     }
 
     /// Where the maps are pinned.
@@ -179,19 +174,21 @@ impl Datapath {
     /// Attaches to all interfaces. From now on packets are treated; the maps should be filled.
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         let program = program(&mut self.ebpf, "balancer")?;
-        for interface in &self.interfaces {
-            // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
-            interface.attach(program, self.mode)?;
-        }
+        // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
+        self.interfaces.attach(program)?;
         self.pin_program()?;
-        self.release_others()?;
         self.unfinished.pins = None;
         Ok(())
     }
 
+    /// Attaches again where an interface has come back; true if one has.
+    pub fn watch(&mut self) -> Result<bool, DatapathError> {
+        Ok(self.interfaces.watch(program(&mut self.ebpf, "balancer")?))
+    }
+
     /// Detaches from all interfaces and removes all maps.
     pub fn remove(self) -> Result<(), DatapathError> {
-        self.interfaces.iter().try_for_each(Interface::detach)?;
+        self.interfaces.detach()?;
         Ok(pins::remove(&self.pins)?)
     }
 
@@ -203,28 +200,12 @@ impl Datapath {
     /// The new program takes the old one's place in one step, so that there always is one.
     fn pin_program(&mut self) -> Result<(), DatapathError> {
         let program = program(&mut self.ebpf, "balancer")?;
-        let (path, draft) = (self.pins.join(PROGRAM_PIN), self.pins.join("prog_new"));
+        let (path, draft) = (self.pins.join(pins::PROGRAM), self.pins.join(pins::PROGRAM_DRAFT));
         if draft.exists() {
             fs::remove_file(&draft)?;
         }
         program.pin(&draft).map_err(|error| DatapathError::Pin { path: draft.clone(), error })?;
         Ok(fs::rename(&draft, &path)?)
-    }
-
-    /// Detaches from interfaces that an earlier agent was given and this one is not.
-    fn release_others(&self) -> Result<(), DatapathError> {
-        let wanted =
-            |name: &str| self.interfaces.iter().any(|interface| attach::link_pin(&interface.link.name) == name);
-        for entry in fs::read_dir(&self.pins)? {
-            let entry = entry?;
-            let name = entry.file_name();
-            let name = name.to_string_lossy();
-            if name.starts_with(attach::LINK_PREFIX) && !wanted(&name) {
-                fs::remove_file(entry.path())?;
-                info!(pin = &*name, "detached from an interface that is not configured any more");
-            }
-        }
-        Ok(())
     }
 }
 

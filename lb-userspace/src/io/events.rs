@@ -22,7 +22,10 @@ use tokio::io::unix::AsyncFd;
 use tracing::warn;
 use zerocopy::FromBytes as _;
 
-use super::datapath::{Datapath, DatapathError, inner_map};
+use super::{
+    datapath::{Datapath, DatapathError, inner_map},
+    pins::RING_PREFIX,
+};
 use crate::core::Key;
 
 /// Events taken per wake-up, shared by the rings that are ready, so that a flood of new flows does not hold up probes.
@@ -51,7 +54,7 @@ impl EventRings {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(io::Error::from)?;
         let mut rings = Vec::new();
         for cpu in 0..cpus.min(CPUS_MAX) {
-            let map = ring(&datapath.pins().join(format!("events_{cpu}")))?;
+            let map = ring(&datapath.pins().join(format!("{RING_PREFIX}{cpu}")))?;
             outer.set(cpu, &map, 0).map_err(failed)?;
             let ring = Map::from_map_data(map).and_then(RingBuf::try_from).map_err(failed)?;
             let data = epoll::EventData::new_u64(u64::from(cpu));

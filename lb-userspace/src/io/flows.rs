@@ -51,7 +51,7 @@ impl<K: Pod> FlowTable<K> {
     /// Writes an entry.
     ///
     /// What XDP writes between the look-up and the write of `Amend` is lost: a time stamp or a step of the
-    /// lifecycle, which the flow's next packet repeats.
+    /// lifecycle, which the flow's next packet repeats, or a placement anew, which the client's next SYN does.
     pub fn put(&mut self, key: &K, entry: FlowEntry, mode: PutMode) -> Result<Put, MapError> {
         // The entry may come or go between two calls, but not for ever.
         for _ in 0..4 {

@@ -14,6 +14,8 @@ use rustix::{
 };
 use tracing::{info, warn};
 
+use super::attach::LINK_PREFIX;
+
 /// Where bpffs is on every distribution.
 pub const BPFFS: &str = "/sys/fs/bpf";
 
@@ -34,6 +36,13 @@ pub const PINNED: [&str; 14] = [
     maps::BUDGET,
     maps::EVENTS,
 ];
+
+/// The pinned program, and the one that is about to take its place.
+pub const PROGRAM: &str = "prog";
+/// See `PROGRAM`.
+pub const PROGRAM_DRAFT: &str = "prog_new";
+/// The event ring of a CPU: this and the CPU's number.
+pub const RING_PREFIX: &str = "events_";
 
 /// `f_type` of bpffs (linux/magic.h).
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -145,12 +154,26 @@ pub fn exist(directory: &Path) -> bool {
     directory.join(maps::NODE).exists()
 }
 
-/// Removes every pin, and with them, unless something else holds it, the datapath.
+/// Removes every pin of ours, and with them, unless something else holds it, the datapath.
+///
+/// The directory goes as well, unless there is something else in it.
 pub fn remove(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
-        fs::remove_file(entry?.path())?;
+        let entry = entry?;
+        if is_ours(&entry.file_name().to_string_lossy()) {
+            fs::remove_file(entry.path())?;
+        }
     }
-    fs::remove_dir(directory)
+    match fs::remove_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        result => result,
+    }
+}
+
+fn is_ours(name: &str) -> bool {
+    [PROGRAM, PROGRAM_DRAFT].contains(&name)
+        || PINNED.contains(&name)
+        || [LINK_PREFIX, RING_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
 fn check_schema(directory: &Path) -> Result<(), PinsError> {
@@ -252,6 +275,20 @@ mod tests {
             assert_eq!(check(&path, &BTreeMap::new()).is_ok(), fits);
         }
         remove(&path).unwrap();
+    }
+
+    #[test]
+    fn what_others_pinned_is_not_removed() {
+        let Some(path) = directory("foreign") else { return };
+        let map = HashMap::<MapData, u32, u32>::create(1, 0).unwrap();
+        for name in [maps::FLOWS, "prog", "link_eth0", "events_0", "somebody"] {
+            map.map().pin(path.join(name)).unwrap();
+        }
+        remove(&path).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1);
+        fs::remove_file(path.join("somebody")).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -29,6 +29,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
+use super::complaint::Complaint;
 use crate::core::{Input, Session};
 
 /// Connections at a time: each pair may for a moment have one in each direction, and an old one of each.
@@ -57,6 +58,7 @@ pub struct Sessions {
     live: HashMap<Session, Live>,
     closing: Vec<JoinHandle<()>>,
     last: u64,
+    strangers: Complaint,
     report: mpsc::Sender<Report>,
     reports: mpsc::Receiver<Report>,
 }
@@ -92,6 +94,7 @@ impl Sessions {
             live: HashMap::new(),
             closing: Vec::new(),
             last: 0,
+            strangers: Complaint::default(),
             report,
             reports,
         })
@@ -222,7 +225,9 @@ impl Sessions {
         let IpAddr::V4(address) = from.ip() else { return None };
         let member = self.members.iter().find(|(_, known)| **known == address);
         let Some((&peer, _)) = member.filter(|_| address != self.own) else {
-            warn!(%from, "refused a connection: not from a member's address");
+            if let Some(refused) = self.strangers.note() {
+                warn!(%from, refused, "refused connections that are not from a member's address");
+            }
             return None;
         };
         if self.live.len() >= SESSIONS_MAX {

@@ -1,7 +1,7 @@
 //! Writing the tables that configuration and liveness fill.
 
 use std::{
-    collections::{BTreeMap, HashMap as Hash},
+    collections::{BTreeMap, HashMap as Hash, HashSet},
     sync::Arc,
 };
 
@@ -9,7 +9,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, Map
 use lb_common::{
     address::Address,
     liveness::{Heard, Liveness},
-    maps::{self, BACKENDS_MAX},
+    maps,
     node::Node,
     ring::Ring,
     service::{Service, ServiceKey, VipFilter},
@@ -27,6 +27,9 @@ use crate::core::{Adopted, BackendSlot, MapOp, Tables, plan};
 /// Elements that are read at a time when an agent starts on pinned maps.
 const BATCH: usize = 4096;
 
+/// No target's address.
+const NOWHERE: Address = [0; 16];
+
 /// The datapath's tables, and what is in them.
 pub struct Installed {
     members: Array<MapData, Target>,
@@ -39,13 +42,17 @@ pub struct Installed {
     liveness: Array<MapData, Liveness>,
     heard: Array<MapData, Heard>,
     cluster_ifindex: u32,
+    /// What the maps hold, as far as is known.
     tables: Tables,
+    /// What they shall hold.
+    wanted: Tables,
+    is_complete: bool,
     next_hops: Hash<Address, NextHop>,
 }
 
 impl Installed {
-    /// Takes the tables out of `datapath`, and reads what an earlier agent left in them.
-    pub fn open(datapath: &mut Datapath) -> Result<Self, DatapathError> {
+    /// Takes the tables out of `datapath`; with what an earlier agent left in them, whose backends keep their slots.
+    pub fn open(datapath: &mut Datapath) -> Result<(Self, Adopted), DatapathError> {
         let mut installed = Self {
             members: datapath.map(maps::MEMBERS)?,
             peers: datapath.map(maps::PEERS)?,
@@ -56,49 +63,83 @@ impl Installed {
             node: datapath.map(maps::NODE)?,
             liveness: datapath.map(maps::LIVENESS)?,
             heard: datapath.map(maps::HEARD)?,
-            cluster_ifindex: datapath.cluster_ifindex(),
+            cluster_ifindex: 0,
             tables: Tables::empty(),
+            wanted: Tables::empty(),
+            is_complete: true,
             next_hops: Hash::new(),
         };
-        if datapath.is_adopted() {
-            installed.read().map_err(|error| DatapathError::Map { name: "(one of the pinned)", error })?;
-        }
-        Ok(installed)
-    }
-
-    /// What an earlier agent left: services and backends keep their slots while flows refer to them.
-    pub fn adopted(&self) -> Adopted {
-        let target = |(slot, backend): (&u16, &BackendSlot)| (*slot, self.target(*backend));
-        Adopted {
-            services: self.tables.services.iter().map(|(key, service)| (*key, *service)).collect(),
-            backends: self.tables.backends.iter().map(target).collect(),
-        }
+        let adopted = if datapath.is_adopted() { installed.take_stock()? } else { Adopted::default() };
+        Ok((installed, adopted))
     }
 
     /// Makes the tables as `desired`, with as few writes as possible.
     ///
-    /// After an error some of them are made; the next call makes the rest.
+    /// After an error some of them are made; `complete` makes the rest.
     pub fn install(&mut self, desired: Tables) -> Result<(), DatapathError> {
-        for op in plan(&desired, &self.tables) {
+        (self.wanted, self.is_complete) = (desired, false);
+        self.complete().map(drop)
+    }
+
+    /// Makes what is missing of the tables that were wanted last; the number of writes.
+    pub fn complete(&mut self) -> Result<usize, DatapathError> {
+        if self.is_complete {
+            return Ok(0);
+        }
+        let ops = plan(&self.wanted, &self.tables);
+        let count = ops.len();
+        for op in ops {
             self.apply(op)?;
         }
-        self.tables = desired;
-        let known: Vec<Address> = self.addresses().collect();
+        (self.tables, self.is_complete) = (self.wanted.clone(), true);
+        let known: HashSet<Address> = self.addresses().collect();
         self.next_hops.retain(|address, _| known.contains(address));
-        Ok(())
+        Ok(count)
+    }
+
+    /// Compares the tables with what was written, and writes again what is not so; the number of writes.
+    ///
+    /// Rings are left out: they cannot be read back cheaply, and nothing but the agent writes them.
+    pub fn heal(&mut self) -> Result<usize, DatapathError> {
+        let rings = std::mem::take(&mut self.tables.rings);
+        (self.tables, self.is_complete) = (Tables::empty(), false);
+        self.take_stock()?;
+        self.tables.rings = rings;
+        let node = self.node.get(&0, 0).map_err(failed(maps::NODE))?;
+        if node.cluster_ifindex == self.cluster_ifindex {
+            self.tables.node = Node { cluster_ifindex: 0, ..node };
+        }
+        self.complete()
+    }
+
+    /// Sets the interface that tunnelled packets and probes come in by; 0 for any.
+    pub fn set_cluster_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
+        if ifindex == self.cluster_ifindex {
+            return Ok(());
+        }
+        self.cluster_ifindex = ifindex;
+        if self.tables.node.schema == 0 {
+            return Ok(());
+        }
+        self.apply(MapOp::SetNode(Box::new(self.tables.node)))
+    }
+
+    /// Whether the way to all of `addresses` is known.
+    pub fn are_resolved(&self, addresses: &[Address]) -> bool {
+        addresses.iter().all(|address| self.next_hops.contains_key(address))
     }
 
     /// Every address that packets are sent to.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
-        let own = self.tables.node.address;
-        let members = self.tables.members.values().copied();
-        let backends = self.tables.backends.values().map(|backend| backend.address);
+        let own = self.wanted.node.address;
+        let members = self.wanted.members.values().copied();
+        let backends = self.wanted.backends.values().map(|backend| backend.address);
         members.chain(backends).filter(move |address| *address != own)
     }
 
     /// The members, by id.
     pub fn members(&self) -> &BTreeMap<u8, Address> {
-        &self.tables.members
+        &self.wanted.members
     }
 
     /// Writes a next hop to all targets with its address, and keeps it for later ones.
@@ -131,14 +172,12 @@ impl Installed {
         match op {
             MapOp::SetMember { id, address, previous } => {
                 self.set_member(id, address).map_err(failed(maps::MEMBERS))?;
-                previous
-                    .map_or(Ok(()), |previous| absent_is_fine(self.peers.remove(&previous)))
-                    .map_err(failed(maps::PEERS))?;
+                previous.map_or(Ok(()), |previous| self.remove_peer(&previous, id))?;
                 self.peers.insert(address, u32::from(id), 0).map_err(failed(maps::PEERS))
             }
             MapOp::ClearMember { id, address } => {
                 self.members.set(u32::from(id), Target::NONE, 0).map_err(failed(maps::MEMBERS))?;
-                absent_is_fine(self.peers.remove(&address)).map_err(failed(maps::PEERS))
+                self.remove_peer(&address, id)
             }
             MapOp::SetBackend { slot, backend } => self.set_backend(slot, backend).map_err(failed(maps::BACKENDS)),
             MapOp::ClearBackend { slot } => {
@@ -180,40 +219,78 @@ impl Installed {
         self.rings.set(index, inner.map(), 0).map_err(failed(maps::RINGS))
     }
 
-    /// Reads what is installed. `node` counts as not installed, so that it is always written with this start's incarnation.
-    fn read(&mut self) -> Result<(), MapError> {
-        for id in 1..maps::MEMBER_SLOTS {
-            let member = self.members.get(&id, 0)?;
-            if member.state != 0 {
-                self.tables.members.insert(id as u8, member.address);
-                self.remember(&member);
-            }
+    /// Takes `address` out of `peers` if it is `id`'s: by now another member may have it.
+    fn remove_peer(&mut self, address: &Address, id: u8) -> Result<(), DatapathError> {
+        match self.peers.get(address, 0) {
+            Ok(holder) if holder == u32::from(id) => absent_is_fine(self.peers.remove(address)),
+            Ok(_) => Ok(()),
+            Err(error) => absent_is_fine(Err(error)),
         }
-        let mut batches = Batches::<u32, Target>::of(self.backends.map(), BATCH).map_err(MapError::IoError)?;
-        let mut backends = Vec::new();
-        while let Some((slots, targets)) = batches.read().map_err(MapError::IoError)? {
-            backends.extend(slots.iter().copied().zip(targets.iter().copied()));
-        }
-        for (slot, target) in backends {
-            if let (Some(backend), true) = (BackendSlot::of(&target), slot < BACKENDS_MAX) {
-                self.tables.backends.insert(slot as u16, backend);
-                self.remember(&target);
-            }
-        }
+        .map_err(failed(maps::PEERS))
+    }
+
+    /// Reads what is installed. An element that is not whole is taken for one of `NOWHERE`, so that it is written or cleared.
+    ///
+    /// `node` counts as not installed: it is always written with this start's incarnation.
+    fn take_stock(&mut self) -> Result<Adopted, DatapathError> {
+        self.read_members()?;
+        let backends = self.read_backends()?;
+        let mut services = Vec::new();
         for element in self.services.iter() {
-            let (key, service) = element?;
+            let (key, service) = element.map_err(failed(maps::SERVICES))?;
+            services.push((key, service));
             self.tables.services.insert(key, service);
-            // Which ring it is cannot be read back; one that equals no real one is replaced or removed.
-            self.tables.rings.entry(service.ring).or_insert_with(|| Arc::new(Ring::new_zeroed()));
+            // Which ring it is cannot be read back. This one equals none, so it is replaced or removed.
+            let unknown = || Arc::new(Ring { slots: [u16::MAX; _] });
+            self.tables.rings.entry(service.ring).or_insert_with(unknown);
         }
-        self.tables.vip_filter = self.vip_filter.get(&0, 0)?;
+        self.tables.vip_filter = self.vip_filter.get(&0, 0).map_err(failed(maps::VIP_FILTER))?;
+        Ok(Adopted { services, backends })
+    }
+
+    fn read_members(&mut self) -> Result<(), DatapathError> {
+        let peers: Result<BTreeMap<Address, u32>, MapError> = self.peers.iter().collect();
+        let mut peers = peers.map_err(failed(maps::PEERS))?;
+        for id in 1..maps::MEMBER_SLOTS {
+            let member = self.members.get(&id, 0).map_err(failed(maps::MEMBERS))?;
+            if member.state == 0 {
+                continue;
+            }
+            let is_peer = peers.get(&member.address) == Some(&id);
+            if is_peer {
+                peers.remove(&member.address);
+            }
+            let is_whole = self.is_current(&member) && is_peer;
+            self.tables.members.insert(id as u8, if is_whole { member.address } else { NOWHERE });
+        }
+        // Addresses that are nobody's: an agent was killed between two writes.
+        for address in peers.keys() {
+            absent_is_fine(self.peers.remove(address)).map_err(failed(maps::PEERS))?;
+        }
         Ok(())
     }
 
-    fn remember(&mut self, target: &Target) {
-        if target.next_hop.ifindex != 0 {
-            self.next_hops.insert(target.address, target.next_hop);
+    fn read_backends(&mut self) -> Result<Vec<(u16, Target)>, DatapathError> {
+        let mut batches = Batches::<u32, Target>::of(self.backends.map(), BATCH)?;
+        let mut used = Vec::new();
+        while let Some((slots, targets)) = batches.read()? {
+            let elements = slots.iter().map(|slot| *slot as u16).zip(targets.iter().copied());
+            used.extend(elements.filter(|(_, target)| target.state != 0));
         }
+        for (slot, target) in &used {
+            let Some(backend) = BackendSlot::of(target) else { continue };
+            let address = if self.is_current(target) { backend.address } else { NOWHERE };
+            self.tables.backends.insert(*slot, BackendSlot { address, ..backend });
+        }
+        Ok(used)
+    }
+
+    /// Whether `target` has the next hop that is known for its address; if none is known, it is from now on.
+    fn is_current(&mut self, target: &Target) -> bool {
+        if target.next_hop.ifindex == 0 {
+            return !self.next_hops.contains_key(&target.address);
+        }
+        *self.next_hops.entry(target.address).or_insert(target.next_hop) == target.next_hop
     }
 }
 
@@ -228,3 +305,6 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), MapError> {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;
