@@ -25,7 +25,10 @@ use lb_common::{
 };
 use zerocopy::FromBytes;
 
-use crate::io::bpf::Batches;
+use crate::io::{
+    attach::LINK_PREFIX,
+    bpf::{Batches, link_ifindex},
+};
 
 mod snapshot;
 #[cfg(test)]
@@ -257,11 +260,17 @@ impl Pinned {
         Ok(info.max_entries())
     }
 
-    /// The interfaces whose links are pinned, as the pins call them (dots are underscores there).
+    /// The interfaces that the datapath is attached to, as the pins call them (dots are underscores there).
+    ///
+    /// A pinned link whose interface or network namespace is gone does not count.
     pub fn interfaces(&self) -> Vec<String> {
         let Ok(entries) = fs::read_dir(&self.directory) else { return Vec::new() };
         let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-        let mut interfaces: Vec<_> = names.filter_map(|name| Some(name.strip_prefix("link_")?.to_owned())).collect();
+        let is_attached = |name: &String| !matches!(link_ifindex(&self.directory.join(name)), Ok(0));
+        let mut interfaces: Vec<_> = names
+            .filter(|name| name.starts_with(LINK_PREFIX) && is_attached(name))
+            .map(|name| name[LINK_PREFIX.len()..].to_owned())
+            .collect();
         interfaces.sort();
         interfaces
     }

@@ -92,7 +92,8 @@ impl Edges {
         let (mut installed, adopted) = Installed::open(&mut datapath)?;
         let others = config.cluster.members.iter().filter(|member| member.id != fixed.id);
         let peers: Vec<Ipv4Addr> = others.map(|member| member.address).collect();
-        installed.set_cluster_interface(datapath.interface_towards(&peers)?)?;
+        datapath.check_way_to(&peers)?;
+        installed.set_cluster_interface(datapath.cluster_ifindex())?;
         let flows = FlowTable::new(datapath.map(maps::FLOWS)?);
         let events = EventRings::open(&mut datapath)?;
         let (found, resolved) = mpsc::channel(RESOLVED);
@@ -143,10 +144,7 @@ impl Edges {
         complain(self.installed.complete());
         match self.datapath.watch() {
             Ok(false) => {}
-            Ok(true) => match self.datapath.interface_towards(&self.peers()) {
-                Ok(ifindex) => complain(self.installed.set_cluster_interface(ifindex)),
-                Err(error) => error!(%error, "cannot tell which interface is the cluster's"),
-            },
+            Ok(true) => complain(self.installed.set_cluster_interface(self.datapath.cluster_ifindex())),
             Err(error) => error!(%error, "cannot look after the interfaces"),
         }
         if self.healed_at.elapsed() >= HEAL_EVERY {
@@ -278,11 +276,6 @@ impl Edges {
             self.installed.members().keys().filter_map(|id| Some((*id, self.address(*id)?))).collect();
         self.sessions.set_members(members);
         self.next_hops.follow(self.installed.addresses().collect());
-    }
-
-    fn peers(&self) -> Vec<Ipv4Addr> {
-        let members = self.installed.members().keys().filter_map(|id| self.address(*id));
-        members.filter(|address| *address != self.fixed.own).collect()
     }
 
     fn address(&self, member: u8) -> Option<Ipv4Addr> {

@@ -1,13 +1,20 @@
-//! What aya 0.14 lacks of bpf(2): reading a map in batches.
+//! What aya 0.14 lacks of bpf(2): reading a map in batches, and which interface a link is on.
 
 use std::{
+    ffi::CString,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
 };
 
 use aya::maps::MapData;
-use aya_obj::generated::{bpf_attr, bpf_attr__bindgen_ty_3, bpf_cmd};
+use aya_obj::generated::{
+    bpf_attr, bpf_attr__bindgen_ty_3, bpf_attr__bindgen_ty_5, bpf_attr__bindgen_ty_9, bpf_cmd, bpf_link_info,
+};
 use zerocopy::FromBytes;
 
 /// Reads a HASH or ARRAY map a batch at a time (Linux 5.6, commit cb4d03ab499d), from its beginning to its end.
@@ -71,27 +78,54 @@ impl<K: FromBytes + Copy, V: FromBytes + Copy> Batches<K, V> {
         // SAFETY: `attr` is a bpf_attr of which the kernel reads the `batch` part and writes `count`. It
         // writes at most `count` keys and values of the sizes checked in `of`, into vectors of that length; any bytes
         // are a valid `K` and `V`. The position is four bytes: bucket number or array index.
-        let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                bpf_cmd::BPF_MAP_LOOKUP_BATCH as libc::c_long,
-                std::ptr::from_mut(&mut attr),
-                size_of::<bpf_attr>(),
-            )
-        };
-        if result < 0 {
-            let error = io::Error::last_os_error();
+        match unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_BATCH, &mut attr) } {
+            Ok(_) => {}
             // The end; the elements before it are delivered.
-            if error.raw_os_error() != Some(libc::ENOENT) {
-                return Err(error);
-            }
-            self.ended = true;
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => self.ended = true,
+            Err(error) => return Err(error),
         }
         self.position = Some(next_position);
         // SAFETY: the kernel leaves the `batch` part in place.
         let count = (unsafe { attr.batch.count } as usize).min(self.keys.len());
         Ok(Some((&self.keys[..count], &self.values[..count])))
     }
+}
+
+/// Index of the interface that the XDP link pinned at `pin` is on; 0 when the interface or its namespace is gone.
+pub fn link_ifindex(pin: &Path) -> io::Result<u32> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // SAFETY: all fields are integers. The kernel wants everything beyond the part in use to be zero.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4 =
+        bpf_attr__bindgen_ty_5 { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0, path_fd: 0 };
+    // SAFETY: the kernel reads the path, a string that ends with a zero byte.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: the call has just made this descriptor for us.
+    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+
+    // SAFETY: integers and unions of integers.
+    let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
+    // SAFETY: as above.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.info = bpf_attr__bindgen_ty_9 {
+        bpf_fd: link.as_raw_fd() as u32,
+        info_len: size_of::<bpf_link_info>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: the kernel writes at most `info_len` bytes to `info`.
+    unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
+    // SAFETY: an XDP link has this part; of another one it is some number.
+    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
+}
+
+/// # Safety
+///
+/// What `attr` points to must be valid for what `command` reads and writes.
+unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+    let size = size_of::<bpf_attr>();
+    // SAFETY: `attr` is a whole bpf_attr; the rest is the caller's promise.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command as libc::c_long, std::ptr::from_mut(attr), size) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
 #[cfg(test)]

@@ -155,9 +155,14 @@ impl Datapath {
         self.adopted
     }
 
-    /// Index of the interface towards `peers`; 0 for any.
-    pub fn interface_towards(&mut self, peers: &[Ipv4Addr]) -> Result<u32, DatapathError> {
-        Ok(self.interfaces.towards(peers)?)
+    /// Index of the cluster's interface.
+    pub fn cluster_ifindex(&self) -> u32 {
+        self.interfaces.cluster()
+    }
+
+    /// Warns when `peers` are reached another way than through the cluster's interface.
+    pub fn check_way_to(&mut self, peers: &[Ipv4Addr]) -> Result<(), DatapathError> {
+        Ok(self.interfaces.check_way_to(peers)?)
     }
 
     /// Where the maps are pinned.

@@ -1,7 +1,6 @@
 //! The interfaces of this member: attached together, watched afterwards.
 
 use std::{
-    collections::BTreeSet,
     fs, io,
     net::Ipv4Addr,
     path::{Path, PathBuf},
@@ -100,27 +99,24 @@ impl Interfaces {
         changed
     }
 
-    /// Index of the interface that tunnelled packets and probes come in by: the one towards the peers.
-    ///
-    /// 0, "any", where the routes do not single one out.
-    pub fn towards(&mut self, peers: &[Ipv4Addr]) -> io::Result<u32> {
-        let mut ways = BTreeSet::new();
+    /// Index of the cluster's interface, the first: probes and hand-offs are taken from it only.
+    pub fn cluster(&self) -> u32 {
+        self.list.first().map_or(0, |watched| watched.interface.link.ifindex)
+    }
+
+    /// Warns when `peers` are reached another way than through the cluster's interface.
+    pub fn check_way_to(&mut self, peers: &[Ipv4Addr]) -> io::Result<()> {
+        let Some(Watched { interface: cluster, .. }) = self.list.first() else { return Ok(()) };
         for peer in peers {
-            ways.extend(self.netlink.route(*peer)?.map(|route| route.ifindex));
-        }
-        let indices: Vec<u32> = self.list.iter().map(|watched| watched.interface.link.ifindex).collect();
-        for stray in ways.iter().filter(|way| !indices.contains(way)) {
-            let name = self.netlink.link_by_index(*stray)?.map_or_else(|| stray.to_string(), |link| link.name);
+            let Some(route) = self.netlink.route(*peer)?.filter(|route| route.ifindex != cluster.link.ifindex) else {
+                continue;
+            };
+            let way = self.netlink.link_by_index(route.ifindex)?.map_or_else(String::new, |link| link.name);
             warn!(
-                interface = name,
-                "peers are reached through it, but it is not in node.interfaces: they get no echo there"
+                %peer, way, cluster = cluster.link.name,
+                "a peer is reached through another interface than the cluster's, so its echoes are not seen (node.cluster_interface)"
             );
         }
-        let mut candidates = indices.iter().copied().filter(|index| ways.is_empty() || ways.contains(index));
-        match (indices.as_slice(), candidates.next(), candidates.next()) {
-            ([only], ..) => Ok(*only),
-            (_, Some(one), None) => Ok(one),
-            _ => Ok(0),
-        }
+        Ok(())
     }
 }

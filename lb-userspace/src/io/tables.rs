@@ -112,7 +112,7 @@ impl Installed {
         self.complete()
     }
 
-    /// Sets the interface that tunnelled packets and probes come in by; 0 for any.
+    /// Sets the interface that tunnelled packets and probes come in by.
     pub fn set_cluster_interface(&mut self, ifindex: u32) -> Result<(), DatapathError> {
         if ifindex == self.cluster_ifindex {
             return Ok(());

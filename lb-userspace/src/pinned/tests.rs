@@ -117,7 +117,8 @@ impl Drop for Datapath {
 fn flow(number: u32) -> (FlowKeyV4, FlowEntry) {
     let [_, a, b, c] = number.to_be_bytes();
     let key = FlowKeyV4::new([10, a, b, c], [203, 0, 113, 10], [0x9c, 0x40], [0, 80], 6);
-    let entry = FlowEntry { backend: 2, state: STATE_ESTABLISHED, primary: 2, backup: 1, ..FlowEntry::new_zeroed() };
+    let zeros = FlowEntry::new_zeroed();
+    let entry = FlowEntry { tag: key.tag(), backend: 2, state: STATE_ESTABLISHED, primary: 2, backup: 1, ..zeros };
     (key, entry)
 }
 

@@ -96,6 +96,7 @@ fn a_restarted_agent_finds_slots_and_next_hops_and_replaces_every_ring() {
     assert_eq!(adopted.services.len(), 1);
     // Also when all backends drain, and the wanted ring is empty.
     let wanted = Tables { rings: BTreeMap::from([(0, Arc::new(Ring::new_zeroed()))]), ..tables(&[(1, A)]) };
+    assert_eq!(crate::io::bpf::link_ifindex(&path.join("link_lo")).unwrap(), 1);
     let ops = plan(&wanted, &installed.tables);
     assert!(ops.iter().any(|op| matches!(op, MapOp::SetRing { index: 0, .. })), "{}", ops.len());
     datapath.attach().unwrap();
