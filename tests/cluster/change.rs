@@ -2,15 +2,21 @@
 
 use std::{thread, time::Duration};
 
+use lb_common::reason::{Action, Reason};
 use tests::{
     cluster::{Cluster, READY_LIMIT, tcp_flow},
+    interrupt::wait_until,
+    tables::sees_forwarding,
     traffic::{
         caller::Caller,
         load::{Load, Plan},
     },
 };
 
-use crate::{cluster, entries_everywhere};
+use crate::{cluster, entries_everywhere, ports};
+
+/// A goodbye, and detaching, take a fraction of it.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
 
 fn loaded(cluster: &Cluster, plan: Plan) -> Load {
     let load = Load::start(&cluster.topology.client, plan).unwrap();
@@ -84,4 +90,41 @@ fn servers_change_and_a_member_dies_in_the_same_second() {
     let ledger = load.finish();
     let what: Vec<_> = ledger.broken().iter().map(|record| (record.kind, record.facts())).collect();
     assert!(what.is_empty(), "{what:#?}");
+}
+
+#[test]
+fn a_member_that_replaces_another_at_its_address_belongs_to_the_cluster() {
+    let mut cluster = crate::started(3, |config| config.on_stop = Some("detach"));
+    cluster.member(3).unwrap().stop(STOP_LIMIT).unwrap();
+    cluster.config.members.iter_mut().filter(|member| member.id == 3).for_each(|member| member.id = 4);
+    cluster.reconfigure().unwrap();
+    let newcomer = cluster.member(3).unwrap();
+    newcomer.id = 4;
+    newcomer.start().unwrap();
+    newcomer.wait_ready(READY_LIMIT).unwrap();
+    for id in [1, 2] {
+        let map = cluster.member(id).unwrap().tables().liveness_map().unwrap();
+        let sees = || sees_forwarding(&map, 4).unwrap();
+        assert!(wait_until(READY_LIMIT, Duration::from_millis(5), sees).unwrap(), "member {id} does not see it");
+    }
+    cluster.receive_at(&[1, 2]).unwrap();
+    let owned: Vec<u16> = ports(&cluster, tcp_flow, |ranked| ranked[0] == 4).take(10).collect();
+    for port in owned {
+        Caller::open(&cluster.topology.client, port).unwrap().ask().unwrap();
+    }
+    let packets = cluster.member(4).unwrap().tables().packets().unwrap();
+    assert!(packets.ended_in(Action::Deliver) > 0);
+    assert_eq!(packets.of(Reason::DropStranger), 0);
+}
+
+#[test]
+fn an_agent_that_adopted_its_datapath_can_take_it_off() {
+    let mut cluster = crate::started(2, |config| config.on_stop = Some("detach"));
+    let member = cluster.member(2).unwrap();
+    member.kill().unwrap();
+    member.start().unwrap();
+    member.wait_ready(READY_LIMIT).unwrap();
+    member.stop(STOP_LIMIT).unwrap();
+    let left: Vec<_> = std::fs::read_dir(member.pins()).into_iter().flatten().flatten().collect();
+    assert!(left.is_empty(), "{left:?}");
 }

@@ -17,7 +17,7 @@ use tests::{
     traffic::{caller::Caller, service::UDP_PORT},
 };
 
-use crate::{claims_cluster, entries_everywhere, ports};
+use crate::{REPLICATION_LIMIT, claims_cluster, entries_everywhere, ports};
 
 fn udp_flow(port: u16) -> FlowKeyV4 {
     flow(port, UDP_PORT, UDP)
@@ -132,8 +132,9 @@ fn when_the_primary_is_not_available_the_backup_determined_before_transmits_the_
     caller.ask().unwrap();
     let server = caller.server();
     for member in cluster.members.iter().filter(|member| member.id != 4) {
-        let entry = member.tables().flow(&tcp_flow(port)).unwrap();
-        interrupt::wait_until(Duration::from_secs(1), Duration::from_millis(5), || entry.is_some()).unwrap();
+        let is_known = || member.tables().flow(&tcp_flow(port)).unwrap().is_some();
+        let came = interrupt::wait_until(REPLICATION_LIMIT, Duration::from_millis(5), is_known).unwrap();
+        assert!(came, "member {} does not know the flow", member.id);
     }
     cluster.reconfigure().unwrap();
     let newcomer = cluster.member(4).unwrap();

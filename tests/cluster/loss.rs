@@ -34,7 +34,7 @@ fn mixed() -> Plan {
 }
 
 #[test]
-fn killing_an_agent_loses_nothing() {
+fn killing_an_agent_breaks_no_connection_and_no_datagram_flow() {
     let mut cluster = cluster(3);
     let load = loaded(&cluster, mixed());
     let stream = Stream::start(&cluster.topology.client, Pace { flows: 60, per_second: 2000, bytes: 64 }).unwrap();

@@ -3,6 +3,7 @@
 mod agent_kill;
 mod joiner;
 mod kernel;
+mod machine;
 mod shows;
 
 use anyhow::Result;
@@ -30,5 +31,15 @@ pub const ROWS: &[Row] = &[
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row { name: "verifier", what: "instructions that the verifier walks to load `balancer`", run: kernel::verifier },
+    Row {
+        name: "second-demo",
+        what: "the wall time of `cargo xtask demo` where everything is built",
+        run: machine::second,
+    },
+    Row {
+        name: "first-run",
+        what: "`cargo xtask demo` from a clone of this commit with nothing built",
+        run: machine::first,
+    },
     Row { name: "memory", what: "kernel memory of a flow, as memlock / max_entries", run: kernel::memory },
 ];

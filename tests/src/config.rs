@@ -22,6 +22,8 @@ pub struct Config {
     pub replicate: &'static str,
     /// `cluster.probe`: milliseconds between probes, and how many may be missed.
     pub probe: (u32, u32),
+    /// `node.on_stop`, if not the default.
+    pub on_stop: Option<&'static str>,
     /// `node.flows_max`, if not the default.
     pub flows_max: Option<u32>,
     /// The members.
@@ -72,6 +74,7 @@ impl Config {
             handoff: "owner",
             replicate: "plausible",
             probe: (20, 5),
+            on_stop: None,
             // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
             flows_max: Some(1 << 17),
             members: Vec::new(),
@@ -128,6 +131,9 @@ impl Config {
             writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
         }
         writeln!(out, "\n[node]\ninterfaces = [\"{INTERFACE}\"]")?;
+        if let Some(on_stop) = self.on_stop {
+            writeln!(out, "on_stop = \"{on_stop}\"")?;
+        }
         if let Some(flows_max) = self.flows_max {
             writeln!(out, "flows_max = {flows_max}")?;
         }
