@@ -1,0 +1,87 @@
+//! What will happen, and when.
+
+use std::collections::BTreeMap;
+
+use lb_common::{flow::FlowKeyV4, liveness::Probe};
+
+use crate::{
+    client::ConnId,
+    faults::Fault,
+    segment::{Reply, Segment},
+    time::Ns,
+};
+
+/// Something that happens at one moment.
+#[derive(Clone, Debug)]
+pub(crate) enum Happening {
+    /// An agent's thread gets to run; `run` is its start, so that a dead one's wake-ups come to nothing.
+    Wake { member: u8, run: u64 },
+    /// An agent's sweep reads its next chunk.
+    Sweep { member: u8, run: u64 },
+    /// The write half of an agent's read-modify-write.
+    Write { member: u8, run: u64, key: FlowKeyV4 },
+    /// A probe or an echo reaches a member.
+    Probe { to: u8, from: u8, probe: Probe },
+    /// A packet reaches a member, from the router or through the tunnel.
+    Packet { member: u8, segment: Segment },
+    /// A packet reaches a server.
+    AtServer { segment: Segment, backend: [u8; 4] },
+    /// An answer reaches a client.
+    AtClient { reply: Reply },
+    /// A client's timer; `stamp` tells a timer that was set again.
+    Client { id: ConnId, stamp: u32 },
+    /// A client begins.
+    NewClient,
+    /// An attacker makes up its mind.
+    Attack,
+    /// An attacker's packet starts on its way.
+    FromAttacker { segment: Segment },
+    /// Bytes move along a TCP connection between agents, from end `from`.
+    Pump { stream: u64, from: usize },
+    /// A TCP connection is up, or not.
+    Dialled { member: u8, run: u64, peer: u8 },
+    /// An agent learns that a connection ended.
+    StreamEnded { stream: u64, end: usize },
+    /// Something breaks, or is mended.
+    Fault(Fault),
+    /// A member takes over configuration `version`.
+    Configure { member: u8, version: usize },
+    /// The router learns whether it can use a member.
+    Route { member: u8, usable: bool },
+    /// The oracle looks at all tables.
+    Inspect,
+}
+
+/// The happenings to come, in order of time and then of planning.
+#[derive(Debug, Default)]
+pub(crate) struct Agenda {
+    queue: BTreeMap<(Ns, u64), Happening>,
+    planned: u64,
+}
+
+impl Agenda {
+    /// Plans `happening` for `at`.
+    pub(crate) fn plan(&mut self, at: Ns, happening: Happening) {
+        self.planned += 1;
+        self.queue.insert((at, self.planned), happening);
+    }
+
+    /// The next happening before or at `until`.
+    pub(crate) fn next(&mut self, until: Ns) -> Option<(Ns, Happening)> {
+        let entry = self.queue.first_entry()?;
+        if entry.key().0 > until {
+            return None;
+        }
+        let ((at, _), happening) = entry.remove_entry();
+        Some((at, happening))
+    }
+}
+
+/// For traces: a flow as `client:port>vip:port/proto`.
+pub(crate) fn flow_name(key: &FlowKeyV4) -> String {
+    let [a, b, c, d] = key.source;
+    let port = u16::from_be_bytes(key.source_port);
+    let [.., v] = key.destination;
+    let to = u16::from_be_bytes(key.destination_port);
+    format!("{a}.{b}.{c}.{d}:{port}>vip{v}:{to}/{}", key.protocol)
+}

@@ -1,0 +1,356 @@
+//! A member's datapath: the maps, and the real `steer` over them.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::{BTreeMap, VecDeque},
+};
+
+use lb_common::{
+    address::{Address, low_v4, mapped},
+    flow::{FlowEntry, FlowKey as _, FlowKeyV4, Pending, TCP},
+    liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
+    node::Budget,
+    rank::{Owners, bit, rank},
+    ring::ring_slot,
+    service::{Service, ServiceKey},
+    steer::{Flows, Inserted, Lifecycle, Tables, Verdict, steer},
+    target::Target,
+};
+use lb_userspace::core::{self, BackendSlot, MapOp};
+use zerocopy::FromZeros;
+
+use crate::{
+    elements::Elements,
+    mutation::Mutation,
+    plan::Sizes,
+    rng::Rng,
+    segment::{Role, Segment},
+};
+
+/// The maps of one member, as they outlive its agent.
+pub(crate) struct Datapath {
+    /// What the agent's edge has installed.
+    pub(crate) installed: core::Tables,
+    /// The one element of `liveness`.
+    pub(crate) liveness: Liveness,
+    /// `heard`, by member id.
+    pub(crate) heard: BTreeMap<u8, Heard>,
+    /// `flows`.
+    pub(crate) flows: RefCell<Elements>,
+    /// The event ring.
+    pub(crate) events: RefCell<VecDeque<(FlowKeyV4, FlowEntry)>>,
+    /// Events that found the ring full.
+    pub(crate) events_lost: Cell<u64>,
+    /// Insertions that found the table full.
+    pub(crate) refused: Cell<u64>,
+    /// Agent's writes that fell between XDP's read and XDP's write.
+    pub(crate) interleaved: Cell<u64>,
+    pending: RefCell<BTreeMap<FlowKeyV4, (u64, Pending)>>,
+    members: BTreeMap<u8, Target>,
+    backends: BTreeMap<u16, Target>,
+    peers: BTreeMap<Address, u8>,
+    budget: RefCell<Budget>,
+    now_ns: u64,
+    touched: Cell<u64>,
+    rng: RefCell<Rng>,
+    sizes: Sizes,
+    mutation: Mutation,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// To this server.
+    Backend([u8; 4]),
+    /// To this member.
+    Member(u8),
+    /// Nowhere.
+    Dropped,
+}
+
+impl Datapath {
+    /// A datapath that was just loaded.
+    pub(crate) fn new(sizes: Sizes, mutation: Mutation, rng: Rng) -> Self {
+        Self {
+            installed: core::Tables::empty(),
+            liveness: Liveness::new_zeroed(),
+            heard: BTreeMap::new(),
+            flows: RefCell::new(Elements::new(sizes.flows)),
+            events: RefCell::default(),
+            events_lost: Cell::new(0),
+            refused: Cell::new(0),
+            interleaved: Cell::new(0),
+            pending: RefCell::default(),
+            members: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            peers: BTreeMap::new(),
+            budget: RefCell::new(Budget::new_zeroed()),
+            now_ns: 0,
+            touched: Cell::new(0),
+            rng: RefCell::new(rng),
+            sizes,
+            mutation,
+        }
+    }
+
+    /// Decides on a packet.
+    pub(crate) fn steer(&mut self, now_ns: u64, segment: &Segment) -> Way {
+        self.now_ns = now_ns;
+        if self.installed.node.id == 0 || !self.may_be_vip(&mapped(segment.packet.key.destination)) {
+            return Way::Dropped;
+        }
+        let mut packet = segment.packet;
+        if self.mutation == Mutation::HandsOffTunnelPackets {
+            packet.via_peer = false;
+        }
+        let way = match steer(&*self, &packet) {
+            Verdict::Deliver(target, _) => Way::Backend(low_v4(&target.address)),
+            Verdict::HandOff(target, _) => self.peers.get(&target.address).map_or(Way::Dropped, |&id| Way::Member(id)),
+            Verdict::End(_) => Way::Dropped,
+        };
+        self.spoil(segment);
+        let loses = self.mutation == Mutation::LosesKnownPackets && self.installed.node.id == 1;
+        if loses && self.flows.borrow().find(&packet.key).is_some() { Way::Dropped } else { way }
+    }
+
+    /// Planted: what a packet must not do to its flow's entry.
+    fn spoil(&self, segment: &Segment) {
+        let key = &segment.packet.key;
+        let mut flows = self.flows.borrow_mut();
+        let deletes = match self.mutation {
+            Mutation::FinDeletes => segment.role == Role::Fin,
+            Mutation::RstDeletes => segment.role == Role::Rst,
+            _ => false,
+        };
+        if deletes {
+            flows.remove(key);
+        }
+        if self.mutation == Mutation::SynPlacesAnew
+            && segment.role == Role::Syn
+            && let Some(entry) = flows.get(key)
+            && let Some(service) = self.service(&key.service())
+        {
+            let backend = self.ring(service.ring, ring_slot(key.hash(&self.installed.node.hash_key)));
+            flows.replace(key, &FlowEntry { backend, generation: entry.generation + 1, ..entry });
+        }
+    }
+
+    /// A probe or an echo came in: stamps it, and turns a request round.
+    pub(crate) fn take_probe(&mut self, now_ns: u64, from: u8, probe: &Probe) -> Option<Probe> {
+        if self.installed.node.id == 0 {
+            return None;
+        }
+        let heard = self.heard.entry(from).or_insert_with(Heard::new_zeroed);
+        if probe.kind == PROBE_ECHO {
+            heard.echo_counter = u64::from_be_bytes(probe.counter);
+            heard.echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
+            heard.echo_ns = now_ns;
+            return None;
+        }
+        heard.forwarding = u64::from_be_bytes(probe.forwarding);
+        heard.eligible = u64::from_be_bytes(probe.eligible);
+        heard.probe_counter = u64::from_be_bytes(probe.counter);
+        heard.incarnation = u32::from_be_bytes(probe.incarnation);
+        heard.flags = probe.flags;
+        heard.probe_ns = now_ns;
+        let answers = self.mutation != Mutation::NeverAnswersProbes || self.installed.node.id != 1;
+        (probe.kind == PROBE_REQUEST && answers).then_some(Probe { kind: PROBE_ECHO, ..*probe })
+    }
+
+    /// Makes the tables so, step by step as the agent's edge would.
+    pub(crate) fn install(&mut self, desired: &core::Tables) {
+        for op in core::plan(desired, &self.installed) {
+            self.apply(&op);
+        }
+        self.installed = desired.clone();
+    }
+
+    fn apply(&mut self, op: &MapOp) {
+        match *op {
+            MapOp::SetMember { id, address, previous } => {
+                if let Some(previous) = previous {
+                    self.peers.remove(&previous);
+                }
+                self.peers.insert(address, id);
+                self.members.insert(id, reachable(BackendSlot { address, ring: 0, state: 1 }));
+            }
+            MapOp::ClearMember { id, address } => {
+                self.members.remove(&id);
+                self.peers.remove(&address);
+            }
+            MapOp::SetBackend { slot, backend } => {
+                self.backends.insert(slot, reachable(backend));
+            }
+            MapOp::ClearBackend { slot } => {
+                self.backends.remove(&slot);
+            }
+            // Read from `installed`, which the caller replaces.
+            MapOp::SetRing { .. }
+            | MapOp::ClearRing { .. }
+            | MapOp::SetService { .. }
+            | MapOp::RemoveService { .. }
+            | MapOp::SetNode(_)
+            | MapOp::SetVipFilter(_) => {}
+        }
+    }
+
+    /// The backend that `slot` names now.
+    pub(crate) fn backend_address(&self, slot: u16) -> Option<[u8; 4]> {
+        self.backends.get(&slot).map(|target| low_v4(&target.address))
+    }
+
+    /// Where a flow without an entry goes: the backend in slot `at` of the ring of the TCP service on `vip`.
+    pub(crate) fn stateless(&self, vip: [u8; 4], at: usize) -> Option<[u8; 4]> {
+        let key = ServiceKey { address: mapped(vip), port: crate::configuration::PORT, protocol: TCP, padding: 0 };
+        self.backend_address(self.ring(self.service(&key)?.ring, at))
+    }
+
+    /// What a restarted agent finds.
+    pub(crate) fn adopted(&self) -> core::Adopted {
+        core::Adopted {
+            services: self.installed.services.iter().map(|(key, service)| (*key, *service)).collect(),
+            backends: self.backends.iter().map(|(slot, target)| (*slot, *target)).collect(),
+        }
+    }
+
+    /// A waiting write of the agent may come just now, between XDP's read and its write.
+    fn interleave(&self, key: &FlowKeyV4) {
+        let mut flows = self.flows.borrow_mut();
+        if flows.waits_for(key) && self.rng.borrow_mut().chance(700) {
+            flows.write_waiting(key);
+            self.interleaved.set(self.interleaved.get() + 1);
+        }
+    }
+}
+
+/// A target whose next hop is known.
+fn reachable(slot: BackendSlot) -> Target {
+    let mut target = Target { address: slot.address, ring: slot.ring, state: slot.state, ..Target::NONE };
+    target.next_hop.ifindex = 1;
+    target.next_hop.mtu = 1500;
+    target
+}
+
+impl Tables for Datapath {
+    fn now_ns(&self) -> u64 {
+        self.now_ns
+    }
+
+    fn node(&self) -> &lb_common::node::Node {
+        &self.installed.node
+    }
+
+    fn liveness(&self) -> &Liveness {
+        &self.liveness
+    }
+
+    fn probe_heard_ns(&self, id: u8) -> u64 {
+        self.heard.get(&id).map_or(0, Heard::probe_with_records_ns)
+    }
+
+    fn may_be_vip(&self, address: &Address) -> bool {
+        self.installed.vip_filter.may_contain(address)
+    }
+
+    fn member_at(&self, address: &Address) -> Option<u8> {
+        self.peers.get(address).copied()
+    }
+
+    fn service(&self, key: &ServiceKey) -> Option<Service> {
+        self.installed.services.get(key).copied()
+    }
+
+    fn ring(&self, ring: u32, slot: usize) -> u16 {
+        let turned = if self.mutation == Mutation::TurnsOneRing && self.installed.node.id == 1 { 1 } else { 0 };
+        let Some(ring) = self.installed.rings.get(&ring) else { return 0 };
+        ring.slots.get((slot + turned) % lb_common::ring::RING_SLOTS).copied().unwrap_or(0)
+    }
+
+    fn backend(&self, slot: u16) -> Option<&Target> {
+        self.backends.get(&slot)
+    }
+
+    fn member(&self, id: u8) -> Option<&Target> {
+        self.members.get(&id)
+    }
+
+    fn rank(&self, flow_hash: u64, candidates: u64) -> Owners {
+        rank(flow_hash, &self.installed.node.seeds, self.installed.node.members, candidates)
+    }
+
+    fn take_budget(&self, class: usize) -> bool {
+        self.budget.borrow_mut().take(class, &self.installed.node.budgets, self.now_ns)
+    }
+}
+
+impl Flows<FlowKeyV4> for Datapath {
+    type Flow = usize;
+
+    fn flow(&self, key: &FlowKeyV4) -> Option<usize> {
+        let found = self.flows.borrow().find(key)?;
+        let (entry, me) = (self.entry(found), self.installed.node.id);
+        let hides = match self.mutation {
+            Mutation::RepicksOnFailover => (self.liveness.forwarding | bit(me)) & bit(entry.primary) == 0,
+            Mutation::HidesPeersRecords => entry.creator_id() != me,
+            _ => false,
+        };
+        (!hides).then_some(found)
+    }
+
+    fn entry(&self, flow: usize) -> FlowEntry {
+        self.flows.borrow().entry(flow)
+    }
+
+    fn touch(&self, flow: usize, tag: u32, step: Lifecycle) {
+        let key = self.flows.borrow().key(flow);
+        self.interleave(&key);
+        self.flows.borrow_mut().touch(flow, tag, step);
+    }
+
+    fn insert(&self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
+        self.interleave(key);
+        let mut flows = self.flows.borrow_mut();
+        let mut entry = *entry;
+        if self.mutation == Mutation::RecordsWrongBackend {
+            let neighbour = entry.backend + 1;
+            entry.backend = if self.backends.contains_key(&neighbour) { neighbour } else { 1 };
+        }
+        let mut result = flows.insert(key, &entry);
+        if result == Inserted::Full {
+            self.refused.set(self.refused.get() + 1);
+            if self.mutation == Mutation::EvictsForNewcomers {
+                flows.evict_one(&mut self.rng.borrow_mut());
+                result = flows.insert(key, &entry);
+            }
+        }
+        result
+    }
+
+    fn replace(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+        self.interleave(key);
+        self.flows.borrow_mut().replace(key, entry);
+    }
+
+    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
+        self.pending.borrow().get(key).map(|(_, pending)| *pending)
+    }
+
+    fn set_pending(&self, key: &FlowKeyV4, pending: &Pending) {
+        self.touched.set(self.touched.get() + 1);
+        let mut map = self.pending.borrow_mut();
+        if !map.contains_key(key) && map.len() >= self.sizes.pending {
+            let oldest = map.iter().min_by_key(|(_, (stamp, _))| *stamp).map(|(key, _)| *key);
+            oldest.map(|key| map.remove(&key));
+        }
+        map.insert(*key, (self.touched.get(), *pending));
+    }
+
+    fn emit(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+        let mut events = self.events.borrow_mut();
+        if events.len() >= self.sizes.events {
+            self.events_lost.set(self.events_lost.get() + 1);
+        } else {
+            events.push_back((*key, *entry));
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! The flow table as the kernel keeps it: a preallocated hash whose elements are recycled at once.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4},
+    steer::{Inserted, Lifecycle},
+};
+use zerocopy::FromZeros;
+
+use crate::rng::Rng;
+
+/// A flow table of fixed size.
+///
+/// XDP holds an element while the agent may replace or delete it: an overwritten entry gets another element, and the old
+/// one goes to the next that asks (kernel/bpf/hashtab.c, `htab_map_update_elem`).
+#[derive(Debug)]
+pub(crate) struct Elements {
+    elements: Vec<(FlowKeyV4, FlowEntry)>,
+    index: BTreeMap<FlowKeyV4, usize>,
+    free: Vec<usize>,
+    capacity: usize,
+    /// The agent's read-modify-writes that are half done. (It does one at a time; which one makes no difference.)
+    waiting: BTreeMap<FlowKeyV4, FlowEntry>,
+}
+
+impl Elements {
+    /// An empty table.
+    pub(crate) fn new(capacity: usize) -> Self {
+        // One more, as the kernel has one per CPU for overwriting.
+        let empty = (FlowKeyV4::new_zeroed(), FlowEntry::new_zeroed());
+        Self {
+            elements: vec![empty; capacity + 1],
+            index: BTreeMap::new(),
+            free: (0..=capacity).rev().collect(),
+            capacity,
+            waiting: BTreeMap::new(),
+        }
+    }
+
+    /// Entries in the table.
+    pub(crate) fn len(&self) -> usize {
+        self.index.len()
+    }
+
+    /// The element of a flow.
+    pub(crate) fn find(&self, key: &FlowKeyV4) -> Option<usize> {
+        self.index.get(key).copied()
+    }
+
+    /// A flow's entry.
+    pub(crate) fn get(&self, key: &FlowKeyV4) -> Option<FlowEntry> {
+        self.find(key).map(|at| self.entry(at))
+    }
+
+    /// What an element holds, whosever it is by now.
+    pub(crate) fn entry(&self, at: usize) -> FlowEntry {
+        self.elements[at].1
+    }
+
+    /// Whose an element is, or was last.
+    pub(crate) fn key(&self, at: usize) -> FlowKeyV4 {
+        self.elements[at].0
+    }
+
+    /// All keys.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = FlowKeyV4> + '_ {
+        self.index.keys().copied()
+    }
+
+    /// All entries, by key.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (FlowKeyV4, FlowEntry)> + '_ {
+        self.index.iter().map(|(key, &at)| (*key, self.entry(at)))
+    }
+
+    /// XDP's write into an element.
+    pub(crate) fn touch(&mut self, at: usize, tag: u32, step: Lifecycle) {
+        let entry = &mut self.elements[at].1;
+        if entry.tag == tag {
+            entry.last_seen = step.last_seen;
+            entry.revision = step.revision;
+            entry.state = step.state;
+            entry.packets = step.packets;
+        }
+    }
+
+    /// `BPF_NOEXIST`.
+    pub(crate) fn insert(&mut self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
+        if self.index.contains_key(key) {
+            return Inserted::Exists;
+        }
+        if self.index.len() >= self.capacity {
+            return Inserted::Full;
+        }
+        let Some(at) = self.free.pop() else { return Inserted::Full };
+        self.elements[at] = (*key, *entry);
+        self.index.insert(*key, at);
+        Inserted::Yes
+    }
+
+    /// `BPF_EXIST`; false where there is none.
+    pub(crate) fn replace(&mut self, key: &FlowKeyV4, entry: &FlowEntry) -> bool {
+        let (Some(old), Some(at)) = (self.find(key), self.free.pop()) else { return false };
+        self.elements[at] = (*key, *entry);
+        self.index.insert(*key, at);
+        self.free.push(old);
+        true
+    }
+
+    /// Deletes an entry.
+    pub(crate) fn remove(&mut self, key: &FlowKeyV4) {
+        if let Some(at) = self.index.remove(key) {
+            self.free.push(at);
+        }
+    }
+
+    /// The agent has looked up `key` and is about to write `entry` over it.
+    pub(crate) fn wait_to_write(&mut self, key: FlowKeyV4, entry: FlowEntry) {
+        self.waiting.insert(key, entry);
+    }
+
+    /// Whether a write to `key` waits.
+    pub(crate) fn waits_for(&self, key: &FlowKeyV4) -> bool {
+        self.waiting.contains_key(key)
+    }
+
+    /// The agent's write to `key` happens, if one waits.
+    pub(crate) fn write_waiting(&mut self, key: &FlowKeyV4) {
+        if let Some(entry) = self.waiting.remove(key) {
+            self.replace(key, &entry);
+        }
+    }
+
+    /// The agent died before it wrote.
+    pub(crate) fn forget_waiting(&mut self) {
+        self.waiting.clear();
+    }
+
+    /// Planted: makes room at the cost of somebody.
+    pub(crate) fn evict_one(&mut self, rng: &mut Rng) {
+        let at = rng.below(self.index.len().max(1) as u64) as usize;
+        if let Some(key) = self.index.keys().nth(at).copied() {
+            self.remove(&key);
+        }
+    }
+}

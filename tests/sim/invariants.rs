@@ -1,0 +1,286 @@
+//! What must always hold, checked as it happens.
+
+use std::fmt;
+
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4, STATE_CLOSING, STATE_RESET, UDP},
+    rank::bit,
+};
+
+use crate::{
+    agenda::flow_name,
+    member::Host,
+    oracle::is_recorded,
+    segment::{Role, Segment},
+    time::{MS, Ns, S},
+    world::World,
+};
+
+/// How long a record, a link or a promise must have been there before others must act on it.
+const SETTLED: Ns = 1500 * MS;
+/// How long a member may take to notice that it, or a peer, is out.
+const GRACE: Ns = S;
+
+/// What must always hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Invariant {
+    /// No packet is handed off twice.
+    OneHandOff,
+    /// A protected flow keeps its server while that is in service.
+    ProtectedFlow,
+    /// No entry gives way to a newcomer.
+    NoEviction,
+    /// No packet destroys the entry of its flow.
+    SpoofHarmless,
+    /// A flow with traffic does not expire.
+    NoEarlyExpiry,
+    /// New flows are for members that are ready, while one can be reached.
+    ReadyOwnsNew,
+    /// Nothing is handed to a member that has been unreachable for long.
+    NoBlackHole,
+    /// Memory is bounded.
+    Bounded,
+    /// Once all is mended: tables are equal.
+    Convergence,
+    /// Once all is mended: everybody knows that everybody is well.
+    AllWell,
+    /// Once all is mended: every connection gets answers.
+    Progress,
+}
+
+/// An invariant did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Violation {
+    /// Which.
+    pub(crate) invariant: Invariant,
+    /// When.
+    pub(crate) at: Ns,
+    /// What happened.
+    pub(crate) text: String,
+}
+
+/// A packet that a member delivers.
+pub(crate) struct Delivery {
+    /// The member.
+    pub(crate) member: u8,
+    /// The server.
+    pub(crate) backend: [u8; 4],
+    /// The flow's entry at the member before the packet.
+    pub(crate) before: Option<FlowEntry>,
+    /// And after it.
+    pub(crate) after: Option<FlowEntry>,
+    /// The packet.
+    pub(crate) segment: Segment,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} at {:.6} s: {}", self.invariant, self.at as f64 / S as f64, self.text)
+    }
+}
+
+impl World {
+    /// A member delivers: to the right server, and by right?
+    pub(crate) fn judge_delivery(&mut self, delivery: &Delivery) {
+        let Delivery { backend, segment, .. } = delivery;
+        let is_new = delivery.before.is_none() && !segment.is_known;
+        if is_new && (segment.role == Role::Syn || segment.packet.key.protocol == UDP) {
+            self.judge_newcomer(delivery);
+        }
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(&segment.conn).filter(|client| client.is_live()) else { return };
+        let Some(server) = segment.server.filter(|_| segment.role != Role::Syn) else { return };
+        if server == *backend {
+            client.delivered = now;
+        } else {
+            self.judge_misdelivery(delivery, server);
+        }
+    }
+
+    /// A packet of a live connection goes to a server that does not know it.
+    fn judge_misdelivery(&mut self, delivery: &Delivery, server: [u8; 4]) {
+        self.stats.count("packet to the wrong server");
+        let Delivery { member, segment, before, after, backend, .. } = delivery;
+        let key = segment.packet.key;
+        let in_service = |version: usize| self.configs.get(version).is_some_and(|cluster| cluster.serves(server));
+        let version = self.hosts.get(member).map_or(0, |host| host.version);
+        if !in_service(self.configs.len() - 1) || !in_service(version) {
+            self.stats.count("wrong server: the right one is out of service");
+            return;
+        }
+        let is_full = |host: &Host| {
+            host.overfull > 0 || host.datapath.as_ref().is_some_and(|datapath| datapath.refused.get() > 0)
+        };
+        if self.hosts.get(member).is_some_and(is_full) {
+            self.stats.count("wrong server: the member had no room for the flow");
+            return;
+        }
+        if self.is_hit_of_an_unready_owner(delivery) {
+            self.stats.count("wrong server: a hit was handed to an owner that is not ready (open)");
+            return;
+        }
+        let knows = before.is_some_and(|entry| {
+            let datapath = self.hosts.get(member).and_then(|host| host.datapath.as_ref());
+            is_recorded(&entry) && datapath.and_then(|datapath| datapath.backend_address(entry.backend)) == Some(server)
+        });
+        let witness = if knows { Some(*member) } else { self.witness(&key, server, *member, segment.receiver) };
+        let Some(witness) = witness else {
+            self.stats.count("wrong server: the flow was unprotected");
+            return;
+        };
+        self.violate(Invariant::ProtectedFlow, || {
+            format!(
+                "{} conn {} of server {} is delivered by {member} (received by {}) to {}; member {witness} knew; \
+                 entry before {before:?}, after {after:?}",
+                flow_name(&key),
+                segment.conn,
+                server[3],
+                segment.receiver,
+                backend[3]
+            )
+        });
+    }
+
+    /// Open: forwarding is enough for a hit, so a known flow is handed to an owner whose agent is dead or has just started.
+    ///
+    /// If the flow is younger than that agent's death, the owner does not know it, and answers from an old ring.
+    fn is_hit_of_an_unready_owner(&self, delivery: &Delivery) -> bool {
+        let since = self.now.saturating_sub(GRACE);
+        let is_ready = self.hosts.get(&delivery.member).is_some_and(|host| host.ready_since(since));
+        delivery.segment.is_known && delivery.before.is_none() && !is_ready
+    }
+
+    /// A healthy member that has long had the flow's record, and that both `member` and `receiver` can reach.
+    fn witness(&self, key: &FlowKeyV4, server: [u8; 4], member: u8, receiver: u8) -> Option<u8> {
+        let since = self.now.saturating_sub(SETTLED);
+        let reaches =
+            |id: u8| self.network.worked_since(id, member, since) && self.network.worked_since(id, receiver, since);
+        self.hosts
+            .values()
+            .filter(|host| host.serves() && host.ready_since(since) && host.agent_changed <= since && reaches(host.id))
+            .find(|host| {
+                let known = self.oracle.known_since(host.id, key, server).filter(|&known| known <= since);
+                known.is_some_and(|known| !self.is_under_way(host, key, member, known))
+            })
+            .map(|host| host.id)
+    }
+
+    /// Whether `member` could not hear of the flow from those whose business it is to tell, since `known`.
+    ///
+    /// What a cut link kept from it, it gets with the snapshot that follows the end of a session.
+    fn is_under_way(&self, witness: &Host, key: &FlowKeyV4, member: u8, known: Ns) -> bool {
+        let entry = witness.datapath.as_ref().and_then(|datapath| datapath.flows.borrow().get(key));
+        let since = known.saturating_sub(SETTLED);
+        let tells = |id: u8| id == member || self.network.worked_since(id, member, since);
+        entry.is_some_and(|entry| ![entry.creator_id(), entry.primary, entry.backup].iter().all(|&id| tells(id)))
+    }
+
+    /// A member delivers the first packet of a flow: is it fit to own it?
+    fn judge_newcomer(&mut self, delivery: &Delivery) {
+        let since = self.now.saturating_sub(SETTLED);
+        let Some(owner) = self.hosts.get(&delivery.member) else { return };
+        let out_since = owner.vouched_until.max(owner.host_changed);
+        let is_out = owner.agent.as_ref().is_none_or(|agent| agent.ready_since.is_none());
+        if !is_out || self.now - out_since < GRACE {
+            return;
+        }
+        let receiver = delivery.segment.receiver;
+        let is_sound = |id: u8| {
+            let host = self.hosts.get(&id);
+            host.is_some_and(|host| host.enlisted && host.ready_since(since) && host.agent_changed <= since)
+        };
+        if receiver != owner.id && !(is_sound(receiver) && self.network.worked_since(receiver, owner.id, since)) {
+            return;
+        }
+        // A dead agent's masks know nobody who became ready later, nor do those that a new agent has not yet replaced.
+        let masks = owner.datapath.as_ref().map_or(0, |datapath| datapath.liveness.eligible);
+        let may_know = if owner.agent.is_some() && owner.agent_changed <= since { u64::MAX } else { masks };
+        let fit = self.hosts.values().find(|host| {
+            host.id != owner.id
+                && host.serves()
+                && host.host_changed <= since
+                && host.agent_changed <= since
+                && host.ready_since(since)
+                && may_know & bit(host.id) != 0
+                && self.knows_member(owner.id, host.id)
+                && [owner.id, receiver].iter().all(|&id| self.network.worked_since(host.id, id, since))
+        });
+        if let Some(fit) = fit.map(|host| host.id) {
+            let member = owner.id;
+            self.violate(Invariant::ReadyOwnsNew, || {
+                format!(
+                    "member {member}, not ready for long, delivers a new flow (received by {receiver}); {fit} is ready"
+                )
+            });
+        }
+    }
+
+    /// A member hands a packet to a peer: can the peer have it?
+    pub(crate) fn judge_hand_off(&mut self, from: u8, to: u8) {
+        let long_ago = self.now.saturating_sub(GRACE);
+        let Some(host) = self.hosts.get(&from) else { return };
+        // It has just started, or has woken from a pause and has yet to miss the probes that it did not send.
+        let is_new = host.host_changed.max(host.agent_changed) > long_ago;
+        let target = self.hosts.get(&to);
+        // Probes of a running agent hide from a member without one that the peer's program is detached.
+        let is_hidden = host.agent.is_none() && target.is_some_and(|host| host.agent.is_some());
+        let is_gone =
+            target.is_none_or(|host| !(host.up && host.attached) && host.host_changed < long_ago) && !is_hidden;
+        if is_gone && !is_new {
+            self.violate(Invariant::NoBlackHole, || format!("member {from} hands a packet to {to}, long gone"));
+        }
+    }
+
+    /// A member's agent has stopped counting these members as forwarding.
+    pub(crate) fn judge_suspicion(&mut self, member: u8, lost: u64) {
+        let well = self.hosts.values().filter(|host| lost & bit(host.id) != 0 && host.up && host.attached);
+        let false_alarms = well.filter(|host| self.network.worked_since(member, host.id, self.now)).count() as u64;
+        self.stats.add("false alarm", false_alarms);
+    }
+
+    /// A member's agent has deleted an entry: was the flow idle?
+    pub(crate) fn judge_expiry(&mut self, member: u8, key: &FlowKeyV4, entry: &FlowEntry) {
+        self.stats.count("entry deleted");
+        self.oracle.note_deletion(self.now, *key);
+        let since = self.now.saturating_sub(SETTLED);
+        let timeouts = &self.plan.timeouts;
+        let timeout = match entry.state {
+            _ if key.protocol == UDP => timeouts.udp,
+            STATE_CLOSING => timeouts.closing,
+            STATE_RESET => timeouts.reset,
+            _ if is_recorded(entry) => timeouts.established,
+            _ => return,
+        };
+        let Some(client) = self.clients.values().find(|client| client.key == *key && client.is_live()) else { return };
+        let idle = self.now - client.delivered;
+        let has_company = self.hosts.values().any(|host| {
+            host.id != member && host.ready_since(since) && self.network.worked_since(host.id, member, since)
+        });
+        if has_company && idle < timeout.as_nanos() as u64 / 4 && client.opened < since {
+            self.violate(Invariant::NoEarlyExpiry, || {
+                format!("member {member} deletes {} after {} ms: {entry:?}", flow_name(key), idle / MS)
+            });
+        }
+    }
+
+    /// The core's own bounds.
+    pub(crate) fn check_core(&mut self, member: u8) {
+        let Some(agent) = self.hosts.get(&member).and_then(|host| host.agent.as_ref()) else { return };
+        let status = agent.core.status();
+        let limits = self.plan.limits;
+        let queued = status.peers.iter().map(|peer| peer.queued).max().unwrap_or(0);
+        self.stats.max("flows queued to a peer", queued as u64);
+        self.stats.max("tombstones", status.tombstones as u64);
+        self.stats.max("parked records", status.parked as u64);
+        for (name, size, bound) in [
+            ("queued flows", queued, limits.queue),
+            ("records", status.records, 2 * limits.flows),
+            ("tombstones", status.tombstones, limits.tombstones + limits.flows),
+            ("parked records", status.parked, limits.parked),
+        ] {
+            if size > bound {
+                self.violate(Invariant::Bounded, || format!("member {member}: {size} {name}, bound {bound}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! A member: host, datapath and agent, which fail separately.
+
+use std::collections::VecDeque;
+
+use lb_common::{address::mapped, flow::FlowKeyV4, rank::bit};
+use lb_userspace::core::{self, Core, Input};
+
+use crate::{
+    agenda::Happening,
+    datapath::Datapath,
+    time::{MS, Ns, S},
+    world::World,
+};
+
+/// One machine that balances.
+pub(crate) struct Host {
+    /// Its member id.
+    pub(crate) id: u8,
+    /// Whether it has power.
+    pub(crate) up: bool,
+    /// Its maps; none while it is down.
+    pub(crate) datapath: Option<Datapath>,
+    /// Whether the program is attached.
+    pub(crate) attached: bool,
+    /// The agent's process, if it runs.
+    pub(crate) agent: Option<Agent>,
+    /// When the agent last started, died, or woke from a pause.
+    pub(crate) agent_changed: Ns,
+    /// When it was last switched on or off, attached or detached.
+    pub(crate) host_changed: Ns,
+    /// Whether it has been ready since it was switched on: from then on the router may use it.
+    pub(crate) announced: bool,
+    /// The version of the configuration that its agent has, or had.
+    pub(crate) version: usize,
+    /// Whether it is to be in the cluster at all.
+    pub(crate) enlisted: bool,
+    /// How often its tables were found full since it was switched on: then it does not know what others know.
+    pub(crate) overfull: u64,
+    /// When its agent last was ready.
+    pub(crate) vouched_until: Ns,
+    /// The incarnation on its disk.
+    incarnation: u32,
+    /// Its monotonic clock at the simulation's beginning; negative after a start in it.
+    clock: i128,
+}
+
+/// The agent's process: the core, and the driver's half-done work.
+pub(crate) struct Agent {
+    /// The real core.
+    pub(crate) core: Core,
+    /// Number of this start, over all members.
+    pub(crate) run: u64,
+    /// What it has not handled yet.
+    pub(crate) inbox: VecDeque<Input>,
+    /// When it will run.
+    pub(crate) wakes_at: Option<Ns>,
+    /// It does not run before.
+    pub(crate) paused_until: Ns,
+    /// Flows that the sweep under way has still to read.
+    pub(crate) sweep: VecDeque<FlowKeyV4>,
+    /// Whether it last said that it may own new flows, and since when it says so.
+    pub(crate) ready_since: Option<Ns>,
+}
+
+impl Host {
+    /// A machine that is switched off.
+    pub(crate) fn new(id: u8) -> Self {
+        Self {
+            id,
+            up: false,
+            datapath: None,
+            attached: false,
+            agent: None,
+            agent_changed: 0,
+            host_changed: 0,
+            announced: false,
+            version: 0,
+            enlisted: false,
+            overfull: 0,
+            vouched_until: 0,
+            incarnation: 0,
+            clock: 0,
+        }
+    }
+
+    /// Its monotonic clock.
+    pub(crate) fn local(&self, now: Ns) -> u64 {
+        u64::try_from(i128::from(now) + self.clock).unwrap_or(1)
+    }
+
+    /// When its clock will show `local`.
+    pub(crate) fn global(&self, local: u64) -> Ns {
+        u64::try_from(i128::from(local) - self.clock).unwrap_or(0)
+    }
+
+    /// Whether packets that reach it are balanced, and it has been fit for it.
+    pub(crate) fn serves(&self) -> bool {
+        self.up && self.attached && self.announced
+    }
+
+    /// Keeps an incarnation on disk.
+    pub(crate) fn keep_incarnation(&mut self, incarnation: u32) {
+        self.incarnation = self.incarnation.max(incarnation);
+    }
+
+    /// Whether its agent has vouched for it since `since` without a break.
+    pub(crate) fn ready_since(&self, since: Ns) -> bool {
+        self.agent.as_ref().is_some_and(|agent| agent.ready_since.is_some_and(|at| at <= since))
+    }
+}
+
+impl World {
+    /// Switches a member on: empty maps, another clock, and the agent starts.
+    pub(crate) fn boot(&mut self, member: u8) {
+        let clock = match self.rng.below(4) {
+            0 => 1 + self.rng.below(S),
+            1 => self.rng.below(40 * 24 * 3600 * S),
+            // The ticks of `FlowEntry` wrap during the simulation.
+            2 => (1 << 52) - self.rng.below(12 * S),
+            _ => self.rng.below(3600 * S),
+        };
+        let rng = self.rng.fork();
+        let (now, sizes, mutation) = (self.now, self.plan.sizes, self.mutation);
+        let host = self.hosts.entry(member).or_insert_with(|| Host::new(member));
+        if host.up {
+            return;
+        }
+        host.clock = i128::from(clock) - i128::from(now);
+        host.up = true;
+        host.attached = true;
+        host.announced = false;
+        host.overfull = 0;
+        host.host_changed = now;
+        host.datapath = Some(Datapath::new(sizes, mutation, rng));
+        self.oracle.forget_member(member);
+        self.start_agent(member);
+    }
+
+    /// Starts the agent with the newest configuration, over whatever maps there are.
+    pub(crate) fn start_agent(&mut self, member: u8) {
+        let version = self.configs.len() - 1;
+        let Some(view) = self.view(member, version) else { return };
+        let (now, run) = (self.now, self.next_run);
+        let Some(host) = self.hosts.get_mut(&member) else { return };
+        let Some(datapath) = host.datapath.as_ref().filter(|_| host.up && host.agent.is_none()) else { return };
+        self.next_run += 1;
+        host.incarnation += 1;
+        host.version = version;
+        host.agent_changed = now;
+        host.attached = true;
+        let core = Core::new(host.local(now), view, host.incarnation, &datapath.adopted());
+        let agent = Agent {
+            core,
+            run,
+            inbox: VecDeque::new(),
+            wakes_at: None,
+            paused_until: 0,
+            sweep: VecDeque::new(),
+            ready_since: None,
+        };
+        host.agent = Some(agent);
+        self.wake_at(member, now);
+        self.agenda.plan(now, Happening::Sweep { member, run });
+        self.trace(|| format!("member {member}: agent starts, run {run}"));
+    }
+
+    /// Kills the agent; its datapath goes on.
+    pub(crate) fn kill_agent(&mut self, member: u8) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&member) else { return };
+        let Some(agent) = host.agent.take() else { return };
+        host.agent_changed = now;
+        if agent.ready_since.is_some() {
+            host.vouched_until = now;
+        }
+        if let Some(datapath) = &host.datapath {
+            datapath.flows.borrow_mut().forget_waiting();
+        }
+        self.trace(|| format!("member {member}: agent dies, run {}", agent.run));
+        self.abandon_streams(member, agent.run);
+    }
+
+    /// Switches a member off: everything in its memory is gone, and nobody is told.
+    pub(crate) fn crash(&mut self, member: u8) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up) else { return };
+        host.up = false;
+        host.attached = false;
+        host.agent = None;
+        host.datapath = None;
+        host.agent_changed = now;
+        host.host_changed = now;
+        self.trace(|| format!("member {member}: host crashes"));
+        self.oracle.forget_member(member);
+        self.tell_router(member, false, 300 * MS);
+    }
+
+    /// Takes the program off the interface, or puts it back.
+    pub(crate) fn set_attached(&mut self, member: u8, attached: bool) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up && host.attached != attached) else {
+            return;
+        };
+        host.attached = attached;
+        host.host_changed = now;
+        self.trace(|| format!("member {member}: attached {attached}"));
+        self.tell_router(member, attached, 200 * MS);
+    }
+
+    /// Whether start `run` of a member's agent still runs.
+    pub(crate) fn is_running(&self, member: u8, run: u64) -> bool {
+        self.hosts.get(&member).and_then(|host| host.agent.as_ref()).is_some_and(|agent| agent.run == run)
+    }
+
+    /// Whether `member`'s datapath has `other` configured.
+    pub(crate) fn knows_member(&self, member: u8, other: u8) -> bool {
+        self.hosts
+            .get(&member)
+            .and_then(|host| host.datapath.as_ref())
+            .is_some_and(|datapath| datapath.installed.node.configured & bit(other) != 0)
+    }
+
+    /// A probe or an echo reaches a member's datapath.
+    pub(crate) fn probe_arrives(&mut self, to: u8, from: u8, probe: &lb_common::liveness::Probe) {
+        if !self.knows_member(to, from) {
+            return;
+        }
+        let Some(host) = self.hosts.get_mut(&to).filter(|host| host.up && host.attached) else { return };
+        let local = host.local(self.now);
+        let Some(echo) = host.datapath.as_mut().and_then(|datapath| datapath.take_probe(local, from, probe)) else {
+            return;
+        };
+        if let Some(at) = self.network.carry(self.now, to, from) {
+            self.agenda.plan(at, Happening::Probe { to: from, from: to, probe: echo });
+        }
+    }
+}
+
+/// The tunnel and agent address of a member.
+pub(crate) fn address_of(member: u8) -> lb_common::address::Address {
+    mapped([10, 0, 0, member])
+}
+
+/// A member as the configuration names it.
+pub(crate) fn named(id: u8) -> core::view::Member {
+    core::view::Member { id, name: format!("lb{id}"), address: address_of(id) }
+}

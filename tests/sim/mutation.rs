@@ -1,0 +1,49 @@
+//! Planted faults: each breaks one law in the simulator's shell around the core and `steer`, and must be caught.
+
+/// What is broken on purpose.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Mutation {
+    /// Nothing.
+    #[default]
+    None,
+    /// A packet from the tunnel is taken for one from the wire, and may be handed off again.
+    HandsOffTunnelPackets,
+    /// Records of peers are not written into the flow table.
+    ForgetsPeersRecords,
+    /// What XDP sees never reaches the core: nothing is replicated.
+    ObservesNothing,
+    /// A member finds only the flows that it has recorded itself.
+    HidesPeersRecords,
+    /// A newcomer takes the place of an entry when the table is full.
+    EvictsForNewcomers,
+    /// A frame in five is lost on its way, and nobody is told.
+    LosesFrames,
+    /// No sweep but the first, so that an event the ring lost stays lost.
+    NeverSweeps,
+    /// A FIN deletes the flow's entry.
+    FinDeletes,
+    /// A RST deletes the flow's entry.
+    RstDeletes,
+    /// A SYN for a known flow places it anew.
+    SynPlacesAnew,
+    /// Every member counts as eligible, ready or not.
+    AllEligible,
+    /// The lease never lapses: a dead agent's promises are kept by nobody.
+    EternalLease,
+    /// When the primary is not forwarding, the backend is picked again.
+    RepicksOnFailover,
+    /// Dead members count as forwarding.
+    AllForwarding,
+    /// Each sweep ends a flow, whoever it is.
+    ExpiresEarly,
+    /// Bytes count as gone before they went.
+    DrainsAtOnce,
+    /// One member numbers its ring otherwise.
+    TurnsOneRing,
+    /// A flow is recorded with the backend's neighbour.
+    RecordsWrongBackend,
+    /// One member answers no probes.
+    NeverAnswersProbes,
+    /// One member drops the packets of flows that it knows.
+    LosesKnownPackets,
+}

@@ -1,0 +1,90 @@
+//! The oracle: who has known what, since when.
+
+use std::collections::BTreeMap;
+
+use lb_common::flow::{FlowEntry, FlowKeyV4, STATE_ESTABLISHED};
+
+use crate::{time::Ns, world::World};
+
+/// What the oracle has seen in the members' tables.
+#[derive(Debug, Default)]
+pub(crate) struct Oracle {
+    /// By member and flow: the recorded server, and since when it has been that.
+    known: BTreeMap<u8, BTreeMap<FlowKeyV4, Known>>,
+    /// When an agent last deleted an entry of the flow.
+    deleted: BTreeMap<FlowKeyV4, Ns>,
+}
+
+/// A record that the oracle has seen.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    backend: [u8; 4],
+    since: Ns,
+    seen: Ns,
+}
+
+impl Oracle {
+    /// A member lost its memory.
+    pub(crate) fn forget_member(&mut self, member: u8) {
+        self.known.remove(&member);
+    }
+
+    /// Since when `member` has had the flow on `backend`.
+    pub(crate) fn known_since(&self, member: u8, key: &FlowKeyV4, backend: [u8; 4]) -> Option<Ns> {
+        self.known.get(&member)?.get(key).filter(|known| known.backend == backend).map(|known| known.since)
+    }
+
+    /// An agent deletes an entry of the flow.
+    pub(crate) fn note_deletion(&mut self, now: Ns, key: FlowKeyV4) {
+        self.deleted.insert(key, now);
+    }
+
+    /// When an agent last deleted an entry of the flow.
+    pub(crate) fn deleted_at(&self, key: &FlowKeyV4) -> Option<Ns> {
+        self.deleted.get(key).copied()
+    }
+
+    fn see(&mut self, now: Ns, member: u8, entries: impl Iterator<Item = (FlowKeyV4, [u8; 4])>) {
+        let known = self.known.entry(member).or_default();
+        for (key, backend) in entries {
+            let entry = known.entry(key).or_insert(Known { backend, since: now, seen: now });
+            if entry.backend != backend {
+                *entry = Known { backend, since: now, seen: now };
+            }
+            entry.seen = now;
+        }
+        known.retain(|_, known| known.seen == now);
+    }
+}
+
+/// Whether peers may have this entry too.
+pub(crate) fn is_recorded(entry: &FlowEntry) -> bool {
+    entry.state >= STATE_ESTABLISHED
+}
+
+impl World {
+    /// Looks at all tables.
+    pub(crate) fn inspect(&mut self) {
+        for (&member, host) in &self.hosts {
+            let Some(datapath) = &host.datapath else { continue };
+            let flows = datapath.flows.borrow();
+            let recorded = flows
+                .iter()
+                .filter(|(_, entry)| is_recorded(entry))
+                .filter_map(|(key, entry)| Some((key, datapath.backend_address(entry.backend)?)));
+            self.oracle.see(self.now, member, recorded);
+            self.stats.max("flows in a table", flows.len() as u64);
+        }
+    }
+
+    /// Adds what became of the clients.
+    pub(crate) fn gather(&mut self) {
+        for client in self.clients.values() {
+            self.stats.count(match client.phase {
+                crate::client::Phase::Failed => "connection never opened",
+                crate::client::Phase::Broken => "connection broken, all",
+                _ => "connection well",
+            });
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A packet's way through the members, watched by the oracle.
+
+use lb_common::flow::FlowKeyV4;
+
+use crate::{
+    agenda::Happening,
+    datapath::{Datapath, Way},
+    invariants::{Delivery, Invariant},
+    segment::Segment,
+    world::World,
+};
+
+/// What a datapath counts itself: in the order of `packet_arrives`.
+const COUNTED: [&str; 3] = ["insertion into a full table", "write between read and write", "event lost"];
+
+impl World {
+    /// Whether `member` has the backend in `slot` in service.
+    fn in_service(&self, member: u8, slot: u16) -> bool {
+        let Some(host) = self.hosts.get(&member) else { return false };
+        let backend = host.datapath.as_ref().and_then(|datapath| datapath.backend_address(slot));
+        backend.is_some_and(|backend| self.configs.get(host.version).is_some_and(|cluster| cluster.serves(backend)))
+    }
+
+    /// A packet reaches a member's interface.
+    pub(crate) fn packet_arrives(&mut self, member: u8, mut segment: Segment) {
+        let now = self.now;
+        let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up && host.attached) else { return };
+        let local = host.local(now);
+        let Some(datapath) = &mut host.datapath else { return };
+        let key = segment.packet.key;
+        let before = datapath.flows.borrow().get(&key);
+        let keys_before: Vec<FlowKeyV4> = datapath.flows.borrow().keys().collect();
+        let counts = |datapath: &Datapath| {
+            [&datapath.refused, &datapath.interleaved, &datapath.events_lost].map(std::cell::Cell::get)
+        };
+        let before_counts = counts(datapath);
+        let way = datapath.steer(local, &segment);
+        let after = datapath.flows.borrow().get(&key);
+        let lost = {
+            let flows = datapath.flows.borrow();
+            keys_before.into_iter().find(|key| flows.find(key).is_none())
+        };
+        for (at, name) in COUNTED.into_iter().enumerate() {
+            self.stats.add(name, counts(datapath)[at] - before_counts[at]);
+        }
+        let has_events = !datapath.events.borrow().is_empty();
+        if has_events {
+            let at = now + self.rng.below(crate::time::MS);
+            self.wake_at(member, at);
+        }
+        self.trace(|| {
+            let role = segment.role;
+            format!("packet {} {role:?} conn {} at {member}: {way:?}", crate::agenda::flow_name(&key), segment.conn)
+        });
+        if let (Some(before), Some(after)) = (before, after)
+            && before.backend != after.backend
+            && self.in_service(member, before.backend)
+        {
+            self.violate(Invariant::SpoofHarmless, || format!("member {member} moved a flow: {before:?} to {after:?}"));
+        }
+        if let Some(lost) = lost {
+            let invariant = if lost == key { Invariant::SpoofHarmless } else { Invariant::NoEviction };
+            self.violate(invariant, || format!("member {member} lost an entry to a packet"));
+        }
+        match way {
+            Way::Dropped => self.stats.count("packet dropped by a member"),
+            Way::Backend(backend) => {
+                self.judge_delivery(&Delivery { member, backend, before, after, segment });
+                if let Some(at) = self.network.carry_outside(now) {
+                    self.agenda.plan(at, Happening::AtServer { segment, backend });
+                }
+            }
+            Way::Member(to) => {
+                segment.hand_offs += 1;
+                segment.is_known = before.is_some();
+                self.stats.count("hand-off");
+                if segment.hand_offs > 1 {
+                    self.violate(Invariant::OneHandOff, || format!("member {member} hands on what a peer gave it"));
+                    return;
+                }
+                self.judge_hand_off(member, to);
+                if let Some(at) = self.network.carry(now, member, to) {
+                    segment.packet.via_peer = true;
+                    self.agenda.plan(at, Happening::Packet { member: to, segment });
+                }
+            }
+        }
+    }
+}

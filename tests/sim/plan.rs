@@ -1,0 +1,131 @@
+//! The circumstances of one seed: sizes, limits, timings, and how hard chance hits.
+
+use std::time::Duration;
+
+use lb_common::{hash::HashKey, node::BUDGET_CLASSES};
+use lb_userspace::core::view::{Limits, Probing, Timeouts};
+
+use crate::{
+    rng::Rng,
+    time::{MS, Ns, S, US},
+};
+
+/// Sizes of a member's maps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sizes {
+    /// Entries of `flows`.
+    pub(crate) flows: usize,
+    /// Entries of `pending`.
+    pub(crate) pending: usize,
+    /// Events that the ring holds.
+    pub(crate) events: usize,
+}
+
+/// The circumstances of one seed.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    /// Members at the beginning: ids from 1.
+    pub(crate) members: u8,
+    /// Servers at the beginning.
+    pub(crate) backends: u8,
+    /// Sizes of the maps.
+    pub(crate) sizes: Sizes,
+    /// Bounds of the core.
+    pub(crate) limits: Limits,
+    /// New entries in a budget window.
+    pub(crate) budgets: [u32; BUDGET_CLASSES],
+    /// How peers are watched.
+    pub(crate) probing: Probing,
+    /// When idle flows end.
+    pub(crate) timeouts: Timeouts,
+    /// Record flows at their first packet.
+    pub(crate) first_packet: bool,
+    /// The cluster's secret.
+    pub(crate) hash_key: HashKey,
+    /// Between two sweeps.
+    pub(crate) sweep_interval: Ns,
+    /// Within which members take over a new configuration.
+    pub(crate) skew: Ns,
+    /// Delay and jitter of links.
+    pub(crate) delay: (Ns, Ns),
+    /// A member whose sessions are slow.
+    pub(crate) slow_member: Option<u8>,
+    /// Live clients at a time.
+    pub(crate) clients: usize,
+    /// Half of the longest time between two new clients.
+    pub(crate) client_gap: Ns,
+    /// Source ports of clients: few ports are used again soon.
+    pub(crate) ports: u64,
+    /// The longest time that a client says nothing.
+    pub(crate) gap_max: Ns,
+    /// Half of the longest time between two attacks.
+    pub(crate) attack_gap: Ns,
+    /// Mean time between two faults.
+    pub(crate) fault_gap: Ns,
+    /// When faults begin.
+    pub(crate) faults_from: Ns,
+    /// When everything is mended.
+    pub(crate) healed_at: Ns,
+    /// When clients fall silent.
+    pub(crate) silent_at: Ns,
+    /// When tables are compared.
+    pub(crate) ends_at: Ns,
+}
+
+impl Plan {
+    /// What `rng` makes up.
+    pub(crate) fn new(rng: &mut Rng) -> Self {
+        let sizes = Sizes {
+            flows: rng.pick(&[24, 60, 400, 400, 400]).unwrap_or(400),
+            pending: rng.pick(&[8, 100, 400]).unwrap_or(400),
+            events: rng.pick(&[1, 4, 64, 64]).unwrap_or(64),
+        };
+        let limits = Limits {
+            flows: sizes.flows,
+            tombstones: rng.pick(&[16, 400]).unwrap_or(400),
+            parked: rng.pick(&[8, 200]).unwrap_or(200),
+            queue: rng.pick(&[8, 32, 400]).unwrap_or(400),
+            window: rng.pick(&[2048, 16384]).unwrap_or(16384),
+        };
+        let faults_from = 3 * S + 500 * MS;
+        let healed_at = faults_from + rng.between(2, 7) * S;
+        let silent_at = healed_at + 3 * S;
+        let members = rng.between(2, 5) as u8;
+        let budget = rng.pick(&[2, 50, 1000]).unwrap_or(1000);
+        Self {
+            members,
+            backends: rng.between(2, 6) as u8,
+            sizes,
+            limits,
+            budgets: [budget, budget, (budget / 2).max(1)],
+            probing: Probing {
+                interval: Duration::from_millis(rng.pick(&[10, 20, 20]).unwrap_or(20)),
+                misses: rng.pick(&[3, 5, 5]).unwrap_or(5) as u32,
+            },
+            timeouts: timeouts(rng.chance(350)),
+            first_packet: rng.chance(200),
+            hash_key: [rng.next(), rng.next()],
+            sweep_interval: 800 * MS,
+            skew: rng.pick(&[MS, 50 * MS, 600 * MS]).unwrap_or(MS),
+            delay: rng.pick(&[(20 * US, 40 * US), (100 * US, 400 * US), (500 * US, 4 * MS)]).unwrap_or((US, US)),
+            slow_member: rng.chance(100).then(|| 1 + rng.below(2) as u8),
+            clients: rng.pick(&[6, 20, 30]).unwrap_or(20),
+            client_gap: rng.pick(&[15 * MS, 60 * MS, 200 * MS]).unwrap_or(60 * MS),
+            ports: rng.pick(&[12, 5000]).unwrap_or(5000),
+            gap_max: rng.pick(&[60 * MS, 500 * MS, 1800 * MS]).unwrap_or(500 * MS),
+            attack_gap: rng.pick(&[30 * MS, 150 * MS, 900 * MS]).unwrap_or(150 * MS),
+            fault_gap: rng.pick(&[120 * MS, 300 * MS, 900 * MS]).unwrap_or(300 * MS),
+            faults_from,
+            healed_at,
+            silent_at,
+            // After a session has ended, the others carry a snapshot again, at most every 10 s.
+            ends_at: silent_at + 11 * S,
+        }
+    }
+}
+
+/// Longer than a client's silence and a cut taken together; short ones end within a run.
+fn timeouts(are_short: bool) -> Timeouts {
+    let [closing, reset, udp] = if are_short { [9, 8, 10] } else { [60; 3] }.map(Duration::from_secs);
+    Timeouts { young: Duration::from_secs(3), established: Duration::from_secs(60), closing, reset, udp }
+}

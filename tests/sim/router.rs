@@ -1,0 +1,60 @@
+//! The router in front: equal-cost multipath over the members that it takes to be alive.
+
+use std::collections::BTreeSet;
+
+use lb_common::flow::{FlowKey, FlowKeyV4};
+use lb_common::hash::mix;
+
+use crate::{
+    agenda::Happening,
+    segment::Segment,
+    time::{MS, Ns},
+    world::World,
+};
+
+/// What the router does with packets to a VIP.
+#[derive(Debug, Default)]
+pub(crate) struct Router {
+    usable: BTreeSet<u8>,
+    salt: u64,
+}
+
+impl Router {
+    /// The member that gets the packets of a flow now.
+    fn next_hop(&self, key: &FlowKeyV4) -> Option<u8> {
+        let count = self.usable.len() as u64;
+        let at = (mix(u64::from(key.tag()) ^ self.salt) >> 8).checked_rem(count)?;
+        self.usable.iter().nth(at as usize).copied()
+    }
+
+    /// Every flow may go elsewhere from now on.
+    pub(crate) fn reshuffle(&mut self, salt: u64) {
+        self.salt = salt;
+    }
+}
+
+impl World {
+    /// A packet of a client or an attacker starts on its way.
+    pub(crate) fn send_to_vip(&mut self, mut segment: Segment) {
+        let Some(member) = self.router.next_hop(&segment.packet.key) else { return };
+        let Some(at) = self.network.carry_outside(self.now) else { return };
+        segment.receiver = member;
+        self.agenda.plan(at, Happening::Packet { member, segment });
+    }
+
+    /// The router notices later what became of a member.
+    pub(crate) fn tell_router(&mut self, member: u8, usable: bool, within: Ns) {
+        let at = self.now + self.rng.between(MS, within.max(MS));
+        self.agenda.plan(at, Happening::Route { member, usable });
+    }
+
+    /// The router notices; what is no longer true it does not.
+    pub(crate) fn route(&mut self, member: u8, usable: bool) {
+        let serves = self.hosts.get(&member).is_some_and(|host| host.serves());
+        if usable && serves {
+            self.router.usable.insert(member);
+        } else if !usable && (!serves || !self.calm) {
+            self.router.usable.remove(&member);
+        }
+    }
+}
