@@ -20,6 +20,7 @@ pub mod checksum;
 pub mod decap;
 pub mod flow;
 pub mod hash;
+pub mod lifecycle;
 pub mod liveness;
 pub mod maps;
 pub mod node;

@@ -4,11 +4,12 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use lb_common::{
     address::Address,
     flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
+    lifecycle::Lifecycle,
     liveness::{Heard, Liveness, heard_lately},
     node::Node,
     rank::{Owners, rank},
     service::{Service, ServiceKey},
-    steer::{Flows, Inserted, Lifecycle, Tables},
+    steer::{Flows, Inserted, Tables},
     target::Target,
 };
 

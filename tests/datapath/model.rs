@@ -13,6 +13,7 @@ use std::{
 use lb_common::{
     address::Address,
     flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
+    lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, Probe},
     node::{Budget, Node},
     outer::{Rewrite, delivery, hand_off},
@@ -22,7 +23,7 @@ use lb_common::{
     reason::Reason,
     ring::Ring,
     service::{Service, ServiceKey, VipFilter},
-    steer::{Flows, Inserted, Lifecycle, Tables, Verdict, steer},
+    steer::{Flows, Inserted, Tables, Verdict, steer},
     target::Target,
 };
 use zerocopy::{FromZeros as _, IntoBytes as _};

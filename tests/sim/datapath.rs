@@ -8,12 +8,13 @@ use std::{
 use lb_common::{
     address::{Address, low_v4, mapped},
     flow::{FlowEntry, FlowKey as _, FlowKeyV4, Pending, TCP},
+    lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
     node::Budget,
     rank::{Owners, bit, rank},
     ring::ring_slot,
     service::{Service, ServiceKey},
-    steer::{Flows, Inserted, Lifecycle, Tables, Verdict, steer},
+    steer::{Flows, Inserted, Tables, Verdict, steer},
     target::Target,
 };
 use lb_userspace::core::{self, BackendSlot, MapOp};

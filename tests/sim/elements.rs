@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     flow::{FlowEntry, FlowKeyV4},
-    steer::{Inserted, Lifecycle},
+    lifecycle::Lifecycle,
+    steer::Inserted,
 };
 use zerocopy::FromZeros;
 

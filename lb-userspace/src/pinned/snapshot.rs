@@ -3,12 +3,13 @@
 use lb_common::{
     address::Address,
     flow::{FlowEntry, FlowKey, FlowKeyV4, Pending},
+    lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
     node::Node,
     rank::{Owners, rank},
     ring::{RING_SLOTS, Ring},
     service::{Service, ServiceKey},
-    steer::{Flows, Inserted, Lifecycle, Tables},
+    steer::{Flows, Inserted, Tables},
     target::Target,
 };
 
