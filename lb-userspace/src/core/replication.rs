@@ -141,8 +141,9 @@ impl Core {
             (row.shared, row.plausible) = (true, true);
         }
         self.take_over(now, number, merged, slot.unwrap_or_default(), [seen, ended]);
-        if is_refused || was_private && merged != item.record {
-            // What this member knew of a young flow it has told nobody yet.
+        // Nobody has said yet what two records made together, nor what this member alone knew of a young flow.
+        let is_news = merged != item.record && (was_private || merged != known);
+        if is_refused || is_news {
             self.tell_all(now, number);
         } else if merged != item.record {
             self.tell(now, number, peer);
