@@ -109,11 +109,9 @@ impl Slots {
         homeless
     }
 
-    /// The slot of a flow's backend: of the service on the flow's port, else of the one on any port.
+    /// The slot of a flow's backend.
     pub(crate) fn find(&self, key: &Key, address: &Address) -> Option<u16> {
-        let service = key.service();
-        let on_any_port = ServiceKey { port: [0; 2], ..service };
-        [service, on_any_port].iter().find_map(|service| self.index.get(&(*service, *address))).copied()
+        self.index.get(&(key.service(), *address)).copied()
     }
 
     /// The address of a flow's backend; `None` for a slot that nobody has.

@@ -224,14 +224,13 @@ fn items(reader: &mut Reader<'_>) -> Result<Vec<Item>, WireError> {
 fn item(reader: &mut Reader<'_>) -> Result<Item, WireError> {
     let [family] = reader.take()?;
     let key = match family {
-        FAMILY_V4 => Key::V4(FlowKeyV4 {
-            source: reader.take()?,
-            destination: reader.take()?,
-            source_port: reader.take()?,
-            destination_port: reader.take()?,
-            protocol: reader.take::<1>()?[0],
-            padding: [0; 3],
-        }),
+        FAMILY_V4 => Key::V4(FlowKeyV4::new(
+            reader.take()?,
+            reader.take()?,
+            reader.take()?,
+            reader.take()?,
+            reader.take::<1>()?[0],
+        )),
         FAMILY_V6 => Key::V6(FlowKeyV6 {
             source: reader.take()?,
             destination: reader.take()?,
