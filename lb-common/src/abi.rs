@@ -27,7 +27,7 @@ macro_rules! map_type {
 }
 
 /// Raised by hand when a field changes its meaning but not its size.
-const ABI_REVISION: u64 = 1;
+const ABI_REVISION: u64 = 2;
 
 /// Identifies the layout of all pinned maps; the agent adopts pinned maps only if `Node::schema` equals it.
 ///
@@ -39,17 +39,21 @@ pub const SCHEMA: u64 = {
         size_of::<crate::flow::FlowKeyV6>() as u64,
         size_of::<crate::flow::FlowEntry>() as u64,
         size_of::<crate::flow::Pending>() as u64,
+        size_of::<crate::flow::Fragment>() as u64,
         size_of::<crate::flow::EventV4>() as u64,
+        size_of::<crate::flow::EventV6>() as u64,
         size_of::<crate::service::ServiceKey>() as u64,
         size_of::<crate::service::Service>() as u64,
         size_of::<crate::service::VipFilter>() as u64,
         size_of::<crate::ring::Ring>() as u64,
+        size_of::<crate::target::NextHop>() as u64,
         size_of::<crate::target::Target>() as u64,
         size_of::<crate::node::Node>() as u64,
         size_of::<crate::node::Budget>() as u64,
         size_of::<crate::liveness::Liveness>() as u64,
         size_of::<crate::liveness::Heard>() as u64,
         size_of::<crate::reason::Counter>() as u64,
+        size_of::<crate::reason::ServiceCounters>() as u64,
         crate::reason::REASONS as u64,
     ];
     let mut hash = 0xcbf2_9ce4_8422_2325_u64;

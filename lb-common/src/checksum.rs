@@ -1,33 +1,28 @@
-//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624), on network-order bytes.
+//! The Internet checksum (RFC 1071) and its incremental update (RFC 1624).
+//!
+//! Words and checksums are as they lie in memory: the sum of ones' complement numbers comes out right in either byte order.
 
 /// The checksum of an IPv4 header without options, whose checksum field is zero.
 #[inline(always)]
-pub fn of_ipv4_header(header: &[u8; 20]) -> [u8; 2] {
-    let mut sum = 0_u32;
-    let mut i = 0;
-    while i < 20 {
-        sum += word([header[i], header[i + 1]]);
-        i += 2;
-    }
-    finish(sum)
+pub const fn of_ipv4_header(words: &[u32; 5]) -> u16 {
+    let [a, b, c, d, e] = *words;
+    finish(a as u64 + b as u64 + c as u64 + d as u64 + e as u64)
 }
 
 /// The checksum after one 16-bit word of the data changed from `old` to `new`: `~(~HC + ~m + m')`.
 #[inline(always)]
-pub const fn updated(checksum: [u8; 2], old: [u8; 2], new: [u8; 2]) -> [u8; 2] {
-    finish((!word(checksum) & 0xffff) + (!word(old) & 0xffff) + word(new))
+pub const fn updated(checksum: u16, old: u16, new: u16) -> u16 {
+    finish(!checksum as u64 + !old as u64 + new as u64)
 }
 
+/// The checksum of data whose 16 or 32-bit words add up to `sum`.
 #[inline(always)]
-const fn word(bytes: [u8; 2]) -> u32 {
-    u16::from_be_bytes(bytes) as u32
-}
-
-#[inline(always)]
-const fn finish(mut sum: u32) -> [u8; 2] {
+pub const fn finish(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
     sum = (sum & 0xffff) + (sum >> 16);
     sum = (sum & 0xffff) + (sum >> 16);
-    (!sum as u16).to_be_bytes()
+    sum = (sum & 0xffff) + (sum >> 16);
+    !sum as u16
 }
 
 #[cfg(test)]
@@ -38,16 +33,20 @@ mod tests {
 
     /// A receiver accepts a header whose words, checksum included, add up to all ones.
     fn verifies(header: &[u8; 20]) -> bool {
-        let sum: u32 = header.chunks(2).map(|pair| word([pair[0], pair[1]])).sum();
+        let sum: u32 = header.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
         (sum & 0xffff) + (sum >> 16) == 0xffff
+    }
+
+    fn of_header(header: &[u8; 20]) -> u16 {
+        of_ipv4_header(&zerocopy::transmute!(*header))
     }
 
     proptest! {
         #[test]
         fn a_header_with_its_checksum_verifies(mut header: [u8; 20]) {
             header[10..12].fill(0);
-            let checksum = of_ipv4_header(&header);
-            header[10..12].copy_from_slice(&checksum);
+            let checksum = of_header(&header);
+            header[10..12].copy_from_slice(&checksum.to_ne_bytes());
             prop_assert!(verifies(&header));
         }
 
@@ -55,12 +54,13 @@ mod tests {
         fn an_updated_checksum_verifies(mut header: [u8; 20], at in 0..9_usize, new: [u8; 2]) {
             header[0] = 0x45; // An all-zero header has no valid checksum.
             header[10..12].fill(0);
-            let checksum = of_ipv4_header(&header);
+            let checksum = of_header(&header);
             let at = if at >= 5 { at + 1 } else { at } * 2;
             prop_assume!(at != 0);
-            let old = [header[at], header[at + 1]];
+            let old = u16::from_ne_bytes([header[at], header[at + 1]]);
             header[at..at + 2].copy_from_slice(&new);
-            header[10..12].copy_from_slice(&updated(checksum, old, new));
+            let checksum = updated(checksum, old, u16::from_ne_bytes(new));
+            header[10..12].copy_from_slice(&checksum.to_ne_bytes());
             prop_assert!(verifies(&header));
         }
     }

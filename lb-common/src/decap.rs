@@ -4,6 +4,7 @@ use network_types::ip::Ipv4Hdr;
 
 use crate::{
     address::{Address, mapped},
+    flow::FlowKeyV4,
     outer::{merged_tos, with_tos},
     packet::{ETHERNET, ETHERTYPE_AT, ETHERTYPE_IPV4, IPIP, IPV4, IpFields, OuterFields},
     parse::Frame,
@@ -71,9 +72,15 @@ pub fn judge<F: Frame + ?Sized, T: DecapTables>(frame: &F, tables: &T) -> Result
     if inner.vihl >> 4 != 4 || !fits || !tables.is_vip(&mapped(inner.dst_addr)) {
         return Err(pass);
     }
-    let ip = IpFields { length, tos: inner.tos, ttl: inner.ttl, checksum: inner.check };
+    let ip = IpFields {
+        length: u32::from(length),
+        tos: inner.tos,
+        ttl: inner.ttl,
+        checksum: u16::from_ne_bytes(inner.check),
+        ..IpFields::default()
+    };
     match merged_tos(inner.tos, OuterFields { tos: outer.tos }) {
-        Ok(tos) => Ok(with_tos(ip, tos)),
+        Ok(tos) => Ok(with_tos::<FlowKeyV4>(ip, tos)),
         Err(_) => Err(Outcome::DroppedCongestion),
     }
 }

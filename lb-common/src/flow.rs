@@ -13,10 +13,15 @@ use crate::{
 pub const TCP: u8 = 6;
 /// IP protocol number of UDP.
 pub const UDP: u8 = 17;
+/// IP protocol number of SCTP.
+pub const SCTP: u8 = 132;
 
 map_type! {
     /// A client's IPv4 5-tuple to a service.
+    ///
+    /// Aligned, so that it is hashed and compared by words.
     #[derive(Hash, PartialOrd, Ord)]
+    #[repr(align(8))]
     pub struct FlowKeyV4: 16 {
         /// The client's address.
         pub source: [u8; 4],
@@ -33,7 +38,10 @@ map_type! {
     }
 
     /// A client's IPv6 5-tuple to a service.
+    ///
+    /// Aligned, so that it is hashed and compared by words.
     #[derive(Hash, PartialOrd, Ord)]
+    #[repr(align(8))]
     pub struct FlowKeyV6: 40 {
         /// The client's address.
         pub source: Address,
@@ -81,8 +89,10 @@ map_type! {
         pub primary: u8,
         /// Owners register: the backup's member id, 0 in a cluster of one.
         pub backup: u8,
+        /// Zero in maps; in an event, one of `EVENT_*`.
+        pub event: u8,
         /// Zero.
-        pub padding: [u8; 3],
+        pub padding: [u8; 2],
     }
 
     /// What is remembered of a tuple before it earns an entry.
@@ -100,6 +110,14 @@ map_type! {
         /// Tick of the last packet counted.
         pub last_seen: u32,
     }
+
+    /// What the first fragment of a datagram told; the key is the datagram's, see `FlowKey::datagram`.
+    pub struct Fragment: 8 {
+        /// Source and destination port, network order.
+        pub ports: [u8; 4],
+        /// Tick at which the first fragment came.
+        pub seen: u32,
+    }
 }
 
 /// A TCP flow whose handshake is plausible but that is not yet worth replicating.
@@ -116,9 +134,12 @@ pub const STATE_DELETED: u8 = 5;
 /// The bit of `FlowEntry::creator` that says the flow's beginning was seen.
 pub const WITNESSED: u8 = 0x80;
 
-/// A SYN was seen.
+/// An event that says nothing new: a member that does not know the flow asked for it (the second chance).
+pub const EVENT_ASKED: u8 = 1;
+
+/// A SYN, or SCTP's INIT, was seen.
 pub const PENDING_SYN: u8 = 1;
-/// A TCP packet of an unknown connection was seen.
+/// A packet of an unknown TCP connection or SCTP association was seen.
 pub const PENDING_MIDFLOW: u8 = 2;
 /// A UDP packet was seen.
 pub const PENDING_UDP: u8 = 3;
@@ -131,6 +152,9 @@ pub const PLAUSIBLE_TICKS: u32 = ticks_of_ms(100);
 pub const PENDING_TICKS: u32 = ticks_of_ms(63_000);
 /// Bare packets after the client's FIN that show it was not the client's: a close ends with at most two.
 pub const REVIVAL_PACKETS: u8 = 3;
+
+/// How long later fragments may follow the first: as long as hosts wait for them (RFC 1122, section 3.3.2; Linux: 30 s).
+pub const FRAGMENT_TICKS: u32 = ticks_of_ms(30_000);
 
 map_type! {
     /// An IPv4 flow's entry as the kernel reports it to the agent; the family is told by the length.
@@ -170,6 +194,8 @@ pub const fn ms_of_ticks(ticks: u32) -> u64 {
 
 /// A key of either family.
 pub trait FlowKey: Copy + Eq {
+    /// The family.
+    const IS_V6: bool;
     /// The keyed hash that owners and backend of an unknown flow are derived from.
     fn hash(&self, key: &HashKey) -> u64;
     /// An unkeyed 32-bit fingerprint that ties an entry to its key.
@@ -178,9 +204,27 @@ pub trait FlowKey: Copy + Eq {
     fn service(&self) -> ServiceKey;
     /// IP protocol number.
     fn protocol(&self) -> u8;
+    /// Source and destination port, network order.
+    fn ports(&self) -> [u8; 4];
+    /// The same addresses and protocol with other ports (source, destination; network order).
+    fn with_ports(&self, ports: [u8; 4]) -> Self;
+
+    /// The key under which `Fragment`s of this key's datagram `id` are remembered: the identification in the ports' place.
+    #[inline(always)]
+    fn datagram(&self, id: [u8; 4]) -> Self {
+        self.with_ports(id)
+    }
+
+    /// What all flows between the two addresses have in common.
+    #[inline(always)]
+    fn without_ports(&self) -> Self {
+        self.with_ports([0; 4])
+    }
 }
 
 impl FlowKey for FlowKeyV4 {
+    const IS_V6: bool = false;
+
     #[inline(always)]
     fn hash(&self, key: &HashKey) -> u64 {
         let words: [u64; 2] = transmute!(*self);
@@ -207,9 +251,23 @@ impl FlowKey for FlowKeyV4 {
     fn protocol(&self) -> u8 {
         self.protocol
     }
+
+    #[inline(always)]
+    fn ports(&self) -> [u8; 4] {
+        let [_, _, ports, _]: [[u8; 4]; 4] = transmute!(*self);
+        ports
+    }
+
+    #[inline(always)]
+    fn with_ports(&self, ports: [u8; 4]) -> Self {
+        let [source, destination, _, protocol]: [u32; 4] = transmute!(*self);
+        transmute!([source, destination, u32::from_ne_bytes(ports), protocol])
+    }
 }
 
 impl FlowKey for FlowKeyV6 {
+    const IS_V6: bool = true;
+
     #[inline(always)]
     fn hash(&self, key: &HashKey) -> u64 {
         let words: [u64; 5] = transmute!(*self);
@@ -231,6 +289,20 @@ impl FlowKey for FlowKeyV6 {
     fn protocol(&self) -> u8 {
         self.protocol
     }
+
+    #[inline(always)]
+    fn ports(&self) -> [u8; 4] {
+        let [_, _, _, _, _, _, _, _, ports, _]: [[u8; 4]; 10] = transmute!(*self);
+        ports
+    }
+
+    #[inline(always)]
+    fn with_ports(&self, ports: [u8; 4]) -> Self {
+        let [a, b, c, d, last]: [u64; 5] = transmute!(*self);
+        let last: [u32; 2] = transmute!(last);
+        let last: u64 = transmute!([u32::from_ne_bytes(ports), last[1]]);
+        transmute!([a, b, c, d, last])
+    }
 }
 
 impl FlowKeyV4 {
@@ -244,13 +316,37 @@ impl FlowKeyV4 {
         protocol: u8,
     ) -> Self {
         let ([a, b], [c, d]) = (source_port, destination_port);
+        let ports = u32::from_ne_bytes([a, b, c, d]);
+        Self::of_words(u32::from_ne_bytes(source), u32::from_ne_bytes(destination), ports, protocol)
+    }
+
+    /// The same from words as they lie in memory.
+    #[inline(always)]
+    pub const fn of_words(source: u32, destination: u32, ports: u32, protocol: u8) -> Self {
         // Four whole words: for a padding of bytes the eBPF compiler would call a byte-wise memset.
-        transmute!([
-            u32::from_ne_bytes(source),
-            u32::from_ne_bytes(destination),
-            u32::from_ne_bytes([a, b, c, d]),
-            u32::from_ne_bytes([protocol, 0, 0, 0]),
-        ])
+        transmute!([source, destination, ports, u32::from_ne_bytes([protocol, 0, 0, 0])])
+    }
+}
+
+impl FlowKeyV6 {
+    /// The key of a 5-tuple; addresses and ports in network order.
+    #[inline(always)]
+    pub const fn new(
+        source: Address,
+        destination: Address,
+        source_port: [u8; 2],
+        destination_port: [u8; 2],
+        protocol: u8,
+    ) -> Self {
+        let ([a, b], [c, d]) = (source_port, destination_port);
+        Self::of_words(transmute!(source), transmute!(destination), u32::from_ne_bytes([a, b, c, d]), protocol)
+    }
+
+    /// The same from words as they lie in memory.
+    #[inline(always)]
+    pub const fn of_words(source: [u64; 2], destination: [u64; 2], ports: u32, protocol: u8) -> Self {
+        let last: u64 = transmute!([ports, u32::from_ne_bytes([protocol, 0, 0, 0])]);
+        transmute!([source[0], source[1], destination[0], destination[1], last])
     }
 }
 
@@ -284,6 +380,19 @@ mod tests {
             padding: [0; 3],
         };
         assert_eq!(key, fields);
+        assert_eq!(key.with_ports([9, 10, 11, 13]), FlowKeyV4 { destination_port: [11, 13], ..fields });
+
+        let key = FlowKeyV6::new([1; 16], [2; 16], [9, 10], [11, 12], UDP);
+        let fields = FlowKeyV6 {
+            source: [1; 16],
+            destination: [2; 16],
+            source_port: [9, 10],
+            destination_port: [11, 12],
+            protocol: UDP,
+            padding: [0; 3],
+        };
+        assert_eq!(key, fields);
+        assert_eq!(key.without_ports(), FlowKeyV6 { source_port: [0; 2], destination_port: [0; 2], ..fields });
     }
 
     #[test]

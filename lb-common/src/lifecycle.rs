@@ -37,11 +37,11 @@ impl Kind {
     #[inline(always)]
     /// The strongest flag decides: RST, SYN, FIN, then payload.
     pub fn of<K>(packet: &Packet<K>) -> Self {
-        if packet.tcp_flags & RST != 0 {
+        if packet.flags & RST != 0 {
             Self::Rst
-        } else if packet.tcp_flags & SYN != 0 {
+        } else if packet.flags & SYN != 0 {
             Self::Syn
-        } else if packet.tcp_flags & FIN != 0 {
+        } else if packet.flags & FIN != 0 {
             Self::Fin
         } else if packet.has_payload {
             Self::Data

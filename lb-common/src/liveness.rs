@@ -2,19 +2,26 @@
 
 use crate::{
     map_type,
-    node::Node,
+    node::{BUDGET_CLASSES, Node},
     rank::{MEMBERS_MAX, opaque},
 };
 
 map_type! {
-    /// This member's view of all members; the one element of `liveness`, written by the agent.
-    pub struct Liveness: 24 {
+    /// What the agent renews all the time: its view of all members, and what may be recorded; the one element of `liveness`.
+    pub struct Liveness: 56 {
         /// Members whose datapath answers.
         pub forwarding: u64,
         /// Members that may own new flows: forwarding, agent alive, ready.
         pub eligible: u64,
         /// Monotonic time until which the agent vouches for the masks.
         pub lease_until_ns: u64,
+        /// Monotonic time until which records may be missing here: a packet that seems to belong to a flow that others know
+        /// gets a second chance at another member.
+        pub doubt_until_ns: u64,
+        /// New entries and answers a CPU may make in a budget window, per class (`BUDGET_*`).
+        pub budgets: [u32; BUDGET_CLASSES],
+        /// Zero.
+        pub padding: [u8; 4],
     }
 
     /// What XDP last heard from one member; an element of `heard`, indexed by id.

@@ -1,13 +1,15 @@
 //! Encapsulation: the outer headers, and what changes in the inner one.
 //!
-//! IPv4 in IPv4 (RFC 2003); congestion marks by RFC 6040: copied to the outer header on the way
+//! Either family in either (RFC 2003, 2473, 4213); congestion marks by RFC 6040: copied to the outer header on the way
 //! in, merged into the inner header on the way out.
 
 use crate::{
-    address::low_v4,
+    address::low_word,
+    bytes::{load32, load64},
     checksum::{of_ipv4_header, updated},
-    node::Node,
-    packet::{CE, ECN, ETHERNET, ETHERTYPE_IPV4, IPIP, IPV4, IpFields, OuterFields, Packet},
+    flow::FlowKey,
+    node::{Node, Source, V4, V6},
+    packet::{CE, ECN, IPIP, IPV4, IPV6, IPV6_IN_IP, IpFields, OuterFields, Packet, SECOND_CHANCE},
     reason::Reason,
     target::Target,
 };
@@ -17,57 +19,128 @@ const OUTER_TTL: u8 = 64;
 /// "Don't fragment": a tunnel packet that does not fit is counted here, not fragmented on the way.
 const DONT_FRAGMENT: u8 = 0x40;
 
-/// The bytes to write: an Ethernet and an outer IPv4 header in front, and these fields of the inner header.
+/// What to write: an outer header in front of the inner one, and these fields of the inner one.
+///
+/// Holds no references: with one in it the compiler would keep reasons in the same place, and the verifier refuses that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rewrite {
-    /// Ethernet header.
-    pub ethernet: [u8; ETHERNET],
-    /// Outer IPv4 header.
-    pub outer: [u8; IPV4],
     /// Inner header after the change.
     pub inner: IpFields,
+    /// Whether the outer source is that of deliveries.
+    is_delivery: bool,
+    /// Outer traffic class.
+    tos: u8,
+    /// The inner packet's family, as a protocol number.
+    protocol: u8,
+    /// What tells the flow from others; any bits of it.
+    spread: u32,
 }
 
-/// A packet on its last stage: the TTL is decremented, the tunnel's congestion mark merged in.
-#[inline(always)]
-pub fn delivery<K>(packet: &Packet<K>, node: &Node, to: &Target) -> Result<Rewrite, Reason> {
-    if packet.ip.ttl <= 1 {
-        return Err(Reason::DropTtl);
+impl Rewrite {
+    /// The sources of the outer header, by family.
+    #[inline(always)]
+    const fn sources<'n>(&self, node: &'n Node) -> &'n [Source; 2] {
+        if self.is_delivery { &node.delivery_sources } else { &node.hand_off_sources }
     }
-    let tos = if packet.via_peer { merged_tos(packet.ip.tos, packet.outer)? } else { packet.ip.tos };
-    let mut inner = with_tos(packet.ip, tos);
-    inner.checksum = updated(inner.checksum, [inner.ttl, 0], [inner.ttl - 1, 0]);
-    inner.ttl -= 1;
-    encapsulated(inner, inner.tos, node, to)
+
+    /// The outer IPv4 header (without options) as words, each as it lies in memory.
+    #[inline(always)]
+    pub fn outer_v4(&self, node: &Node, to: &Target) -> [u32; 5] {
+        let source = &self.sources(node)[V4];
+        let [l0, l1] = ((self.inner.length + IPV4 as u32) as u16).to_be_bytes();
+        let mut words = [
+            u32::from_ne_bytes([0x45, self.tos, l0, l1]),
+            u32::from_ne_bytes([0, 0, DONT_FRAGMENT, 0]),
+            u32::from_ne_bytes([OUTER_TTL, self.protocol, 0, 0]),
+            low_word(&source.address) | self.spread & load32::<0, _>(&source.spread),
+            low_word(&to.address),
+        ];
+        let [c0, c1] = of_ipv4_header(&words).to_ne_bytes();
+        words[2] = u32::from_ne_bytes([OUTER_TTL, self.protocol, c0, c1]);
+        words
+    }
+
+    /// The outer IPv6 header (without extensions) as words, each as it lies in memory.
+    ///
+    /// The flow label tells flows apart for routers that spread tunnels over links (RFC 6438).
+    #[inline(always)]
+    pub fn outer_v6(&self, node: &Node, to: &Target) -> [u64; 5] {
+        let source = &self.sources(node)[V6];
+        let [l0, l1] = (self.inner.length as u16).to_be_bytes();
+        let [_, f0, f1, f2] = self.spread.to_ne_bytes();
+        let low: u64 = zerocopy::transmute!([0_u32, self.spread & load32::<0, _>(&source.spread)]);
+        let class = [0x60 | self.tos >> 4, self.tos << 4 | f0 & 0x0f];
+        [
+            u64::from_ne_bytes([class[0], class[1], f1, f2, l0, l1, self.protocol, OUTER_TTL]),
+            load64::<0, _>(&source.address),
+            load64::<8, _>(&source.address) | low,
+            load64::<0, _>(&to.address),
+            load64::<8, _>(&to.address),
+        ]
+    }
 }
 
-/// A packet to the member that owns its flow: the inner packet stays as it came.
-///
-/// Only the congestion bits are copied: the DSCP of a hand-off belongs to the cluster (law 1).
+/// Bytes that encapsulation towards `to` adds to a packet.
 #[inline(always)]
-pub fn hand_off<K>(packet: &Packet<K>, node: &Node, to: &Target) -> Result<Rewrite, Reason> {
-    encapsulated(packet.ip, packet.ip.tos & ECN, node, to)
+pub fn overhead(to: &Target) -> usize {
+    if to.is_v4() { IPV4 } else { IPV6 }
 }
 
+/// What a packet is encapsulated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It goes to a backend, its last stage: the TTL is decremented, the tunnel's congestion mark merged in.
+    Delivery,
+    /// It goes to the member that owns its flow: the inner packet stays as it came.
+    ///
+    /// Only the congestion bits are copied: the DSCP of a hand-off belongs to the cluster (law 1).
+    HandOff,
+    /// It goes to a member that may know its flow better, marked so that it stays there.
+    ///
+    /// The mark might be lost on the way: the TTL is decremented, so that even then nothing goes round for ever.
+    SecondChance,
+}
+
+/// Makes the headers of a packet on its way to `to`.
 #[inline(always)]
-fn encapsulated(inner: IpFields, tos: u8, node: &Node, to: &Target) -> Result<Rewrite, Reason> {
+pub fn encapsulate<K: FlowKey>(packet: &Packet<K>, purpose: Purpose, to: &Target) -> Result<Rewrite, Reason> {
+    let mut inner = packet.ip;
+    if !matches!(purpose, Purpose::HandOff) {
+        if packet.via_peer {
+            inner = with_tos::<K>(inner, merged_tos(inner.tos, packet.outer)?);
+        }
+        inner = one_hop_on(inner)?;
+    }
+    let tos = match purpose {
+        Purpose::Delivery => inner.tos,
+        Purpose::HandOff => inner.tos & ECN,
+        Purpose::SecondChance => inner.tos & ECN | SECOND_CHANCE,
+    };
     let hop = &to.next_hop;
     if hop.ifindex == 0 {
         return Err(Reason::DropNoNextHop);
     }
-    let length = inner.length as u32 + IPV4 as u32;
+    let length = inner.length + overhead(to) as u32;
     if length > 0xffff || (hop.mtu != 0 && length > hop.mtu as u32) {
         return Err(Reason::DropTooBig);
     }
-    let [l0, l1] = (length as u16).to_be_bytes();
-    let [s0, s1, s2, s3] = low_v4(&node.address);
-    let [d0, d1, d2, d3] = low_v4(&to.address);
-    let mut outer = [0x45, tos, l0, l1, 0, 0, DONT_FRAGMENT, 0, OUTER_TTL, IPIP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
-    [outer[10], outer[11]] = of_ipv4_header(&outer);
-    let [a0, a1, a2, a3, a4, a5] = hop.destination;
-    let [b0, b1, b2, b3, b4, b5] = hop.source;
-    let [t0, t1] = ETHERTYPE_IPV4;
-    Ok(Rewrite { ethernet: [a0, a1, a2, a3, a4, a5, b0, b1, b2, b3, b4, b5, t0, t1], outer, inner })
+    Ok(Rewrite {
+        inner,
+        is_delivery: matches!(purpose, Purpose::Delivery),
+        tos,
+        protocol: if K::IS_V6 { IPV6_IN_IP } else { IPIP },
+        spread: packet.key.tag(),
+    })
+}
+
+#[inline(always)]
+fn one_hop_on(ip: IpFields) -> Result<IpFields, Reason> {
+    if ip.ttl <= 1 {
+        return Err(Reason::DropTtl);
+    }
+    let ttl = ip.ttl - 1;
+    let checksum = updated(ip.checksum, u16::from_ne_bytes([ip.ttl, 0]), u16::from_ne_bytes([ttl, 0]));
+    Ok(IpFields { ttl, checksum, ..ip })
 }
 
 /// The inner traffic class after decapsulation (RFC 6040, figure 4).
@@ -84,39 +157,55 @@ pub fn merged_tos(inner: u8, outer: OuterFields) -> Result<u8, Reason> {
     }
 }
 
-/// The same header with another traffic class.
+/// The same header with another traffic class; `K` tells the family.
 #[inline(always)]
-pub fn with_tos(ip: IpFields, tos: u8) -> IpFields {
+pub fn with_tos<K: FlowKey>(ip: IpFields, tos: u8) -> IpFields {
+    if K::IS_V6 || tos == ip.tos {
+        return IpFields { tos, ..ip };
+    }
     // The version and the header length share a word with the class; they cancel out.
-    IpFields { tos, checksum: updated(ip.checksum, [0, ip.tos], [0, tos]), ..ip }
+    let checksum = updated(ip.checksum, u16::from_ne_bytes([0, ip.tos]), u16::from_ne_bytes([0, tos]));
+    IpFields { tos, checksum, ..ip }
 }
 
 #[cfg(test)]
 mod tests {
-    use zerocopy::FromZeros as _;
-
     use super::*;
+    use crate::{
+        address::mapped,
+        flow::{FlowKeyV4, TCP},
+        packet::Part,
+    };
+
+    fn packet(length: u32) -> Packet<FlowKeyV4> {
+        Packet {
+            key: FlowKeyV4::new([1; 4], [2; 4], [3; 2], [4; 2], TCP),
+            flags: 0,
+            seq: 0,
+            has_payload: true,
+            part: Part::Whole,
+            datagram: [0; 4],
+            via_peer: false,
+            ip: IpFields { length, ttl: 64, ..IpFields::default() },
+            outer: OuterFields::default(),
+            at: 14,
+        }
+    }
 
     /// Longer than any frame that the tests of the datapath can send; a driver that merges segments can.
     #[test]
     fn a_packet_that_would_be_longer_than_ip_allows_is_too_big_for_every_link() {
-        let node = Node::new_zeroed();
         let mut target = Target::NONE;
         target.next_hop.ifindex = 1;
-        let packet = |length| Packet {
-            key: (),
-            tcp_flags: 0,
-            seq: 0,
-            has_payload: true,
-            via_peer: false,
-            ip: IpFields { length, tos: 0, ttl: 64, checksum: [0; 2] },
-            outer: OuterFields::default(),
-        };
-        let total_length = |rewrite: Rewrite| u16::from_be_bytes([rewrite.outer[2], rewrite.outer[3]]);
-        assert_eq!(delivery(&packet(65_515), &node, &target).map(total_length), Ok(65_535));
-        for length in [65_516, 65_535] {
-            assert_eq!(delivery(&packet(length), &node, &target), Err(Reason::DropTooBig));
-            assert_eq!(hand_off(&packet(length), &node, &target), Err(Reason::DropTooBig));
+        for (address, header) in [(mapped([10, 0, 0, 1]), 20), ([7; 16], 40)] {
+            target.address = address;
+            let longest = packet(65_535 - header);
+            assert_eq!(encapsulate(&longest, Purpose::Delivery, &target).map(|rewrite| rewrite.inner.length), Ok(65_535 - header));
+            for length in [65_536 - header, 65_535] {
+                let too_long = packet(length);
+                assert_eq!(encapsulate(&too_long, Purpose::Delivery, &target), Err(Reason::DropTooBig));
+                assert_eq!(encapsulate(&too_long, Purpose::HandOff, &target), Err(Reason::DropTooBig));
+            }
         }
     }
 

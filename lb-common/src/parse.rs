@@ -2,32 +2,35 @@
 //!
 //! What is not ours passes, always; only a packet for a VIP or from a tunnel can be malformed.
 
-use network_types::{ip::Ipv4Hdr, tcp::TcpHdr, udp::UdpHdr};
+mod extension;
+mod icmp;
+mod ip;
+mod link;
+mod probe;
+mod transport;
 
-use crate::{
-    address::{Address, is_martian_v4, low_v4, mapped},
-    flow::{FlowKeyV4, TCP, UDP},
-    liveness::{PROBE_ECHO, PROBE_MAGIC, PROBE_REQUEST, PROBE_VERSION, Probe},
-    node::Node,
-    packet::{ETHERNET, ETHERTYPE_AT, ETHERTYPE_IPV4, IPIP, IPV4, IpFields, OuterFields, Packet},
-    reason::Reason,
-    service::ServiceKey,
-    steer::Tables,
+use network_types::{
+    ip::{Ipv4Hdr, Ipv6Hdr},
+    tcp::TcpHdr,
+    udp::UdpHdr,
 };
 
-/// Bytes of a UDP header.
-pub const UDP_HEADER: usize = size_of::<UdpHdr>();
-/// Where the payload of a probe begins: probes carry no IP options.
-pub const PROBE_OFFSET: usize = ETHERNET + IPV4 + UDP_HEADER;
-/// Where the inner header of a tunnel packet begins: hand-offs carry no outer options.
-const INNER: usize = ETHERNET + IPV4;
-
-/// A header made of bytes only: it may stand at any address, and any bytes are a valid one.
-///
-/// # Safety
-///
-/// The type has alignment 1, no padding, and no invalid bit patterns.
-pub unsafe trait Header: Copy {}
+pub use self::{
+    extension::{Walk, walk},
+    link::Link,
+    transport::UDP_HEADER,
+};
+use crate::{
+    address::{Address, low_word, mapped},
+    bytes::{Header, load32},
+    flow::{FlowKeyV4, FlowKeyV6, UDP},
+    liveness::Probe,
+    node::{NODE_DROP_OTHER, V4, V6},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPIP, IPV4, IPV6, IPV6_IN_IP, OuterFields, Packet},
+    reason::Reason,
+    service::{SERVICE_ECHO, ServiceKey},
+    steer::Tables,
+};
 
 macro_rules! headers {
     ($($name:ty),*) => {$(
@@ -36,21 +39,31 @@ macro_rules! headers {
         unsafe impl Header for $name {}
     )*};
 }
-headers!(Ipv4Hdr, TcpHdr, UdpHdr, Probe);
+headers!(Ipv4Hdr, Ipv6Hdr, TcpHdr, UdpHdr, Probe);
 
-// SAFETY: bytes.
-unsafe impl<const N: usize> Header for [u8; N] {}
+/// Where the last header may begin, from the beginning of the frame: two tags, an outer and an inner header, the longest
+/// options or extensions, and the quote of an ICMP error.
+pub const OFFSET_MAX: usize = 1023;
 
 /// A received frame.
 pub trait Frame {
-    /// The header at `offset`, if the frame reaches so far.
+    /// The header at `offset`, if the frame reaches so far and `offset` is at most `OFFSET_MAX`.
     fn header<T: Header>(&self, offset: usize) -> Option<&T>;
     /// Bytes in the frame.
     fn length(&self) -> usize;
+
+    /// `extension::walk`: a function of its own in the datapath, which the verifier walks once.
+    #[inline(always)]
+    fn walk(&self, next: u8, at: usize) -> Walk {
+        walk(self, next, at)
+    }
 }
 
 impl Frame for [u8] {
     fn header<T: Header>(&self, offset: usize) -> Option<&T> {
+        if offset > OFFSET_MAX {
+            return None;
+        }
         let bytes = self.get(offset..)?.get(..size_of::<T>())?;
         // SAFETY: the slice is as long as `T`, which by its trait has alignment 1 and accepts any bytes.
         Some(unsafe { &*bytes.as_ptr().cast() })
@@ -64,186 +77,265 @@ impl Frame for [u8] {
 /// What a frame turned out to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
-    /// A packet to steer.
-    Packet(Packet<FlowKeyV4>),
+    /// An IPv4 packet to steer.
+    V4(Packet<FlowKeyV4>),
+    /// An IPv6 packet to steer.
+    V6(Packet<FlowKeyV6>),
+    /// An echo request to a VIP that answers them.
+    Ping(Ping),
     /// A peer's probe, to be stamped and reflected.
-    Probe {
-        /// The member that sent it.
-        from: u8,
-    },
+    Probe(ProbeFrame),
     /// The echo of this member's own probe, to be stamped and taken.
-    Echo {
-        /// The member that reflected it.
-        from: u8,
-    },
+    ProbeEcho(ProbeFrame),
     /// Its way ends here.
     End(Reason),
+}
+
+/// What the front of a frame says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Front {
+    /// At the IP header of a packet that may be for a VIP.
+    Flow(Place),
+    /// At the IP header of a packet to this member's own address; see `arrival`.
+    Own(Place),
+    /// Its way ends here.
+    End(Reason),
+}
+
+/// What a packet to this member's own address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// A peer's hand-off; at the IP header inside.
+    HandOff(Place),
+    /// See `Parsed::Probe`.
+    Probe(ProbeFrame),
+    /// See `Parsed::ProbeEcho`.
+    ProbeEcho(ProbeFrame),
+    /// Its way ends here.
+    End(Reason),
+}
+
+/// What a packet to a VIP is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow<K> {
+    /// One to steer.
+    Packet(Packet<K>),
+    /// An echo request to answer.
+    Ping(Ping),
+    /// Its way ends here.
+    End(Reason),
+}
+
+/// An echo request, or a fragment of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ping {
+    /// Where the IP header begins.
+    pub at: usize,
+    /// Where the ICMP header begins; 0 in a later fragment, which has none.
+    pub icmp_at: usize,
+    /// The family.
+    pub is_v6: bool,
+}
+
+/// A probe or its echo, and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProbeFrame {
+    /// The member at the other end.
+    pub from: u8,
+    /// Where the IP header begins.
+    pub at: usize,
+    /// The family.
+    pub is_v6: bool,
+}
+
+/// How far the parser has come: at an IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where the header begins.
+    pub at: usize,
+    /// Its family.
+    pub is_v6: bool,
+    /// Where the frame, or what the outer header encloses of it, ends.
+    pub end: usize,
+    /// Whether it is inside a tunnel packet from a member.
+    pub via_peer: bool,
+    /// What the outer header said.
+    pub outer: OuterFields,
+}
+
+impl Place {
+    /// The fields as one word.
+    #[inline(always)]
+    pub const fn pack(&self) -> u64 {
+        let flags = self.via_peer as u64 | (self.is_v6 as u64) << 1;
+        self.at as u64 | (self.outer.tos as u64) << 16 | flags << 24 | (self.end as u64) << 32
+    }
+
+    /// The fields from their word.
+    #[inline(always)]
+    pub const fn unpack(packed: u64) -> Self {
+        Self {
+            at: packed as usize & OFFSET_MAX,
+            is_v6: packed >> 25 & 1 != 0,
+            end: (packed >> 32) as usize,
+            via_peer: packed >> 24 & 1 != 0,
+            outer: OuterFields { tos: (packed >> 16) as u8 },
+        }
+    }
+}
+
+/// Why a packet is not one to steer.
+enum Refusal {
+    Ping { icmp_at: usize },
+    End(Reason),
+}
+
+impl From<Reason> for Refusal {
+    #[inline(always)]
+    fn from(reason: Reason) -> Self {
+        Self::End(reason)
+    }
 }
 
 /// Parses a frame that arrived on interface `ingress`.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, ingress: u32) -> Parsed {
-    if frame.header::<[u8; 2]>(ETHERTYPE_AT) != Some(&ETHERTYPE_IPV4) {
-        return Parsed::End(Reason::NotIp);
-    }
-    let Some(ip) = frame.header::<Ipv4Hdr>(ETHERNET) else { return Parsed::End(Reason::NotIp) };
-    let node = tables.node();
-    if ip.dst_addr == low_v4(&node.address) {
-        return parse_for_member(frame, tables, node, ip, ingress);
-    }
-    let destination = mapped(ip.dst_addr);
-    if !tables.may_be_vip(&destination) {
-        return Parsed::End(Reason::NotOurs);
-    }
-    match parse_flow(frame, ETHERNET, ip, None) {
-        Ok(packet) => Parsed::Packet(packet),
-        // The filter has false positives; before a packet is dropped, its address must surely be a VIP.
-        Err(_) if !is_vip(tables, destination) => Parsed::End(Reason::NotOurs),
-        Err(reason) => Parsed::End(reason),
-    }
-}
-
-/// To this member's own address: a tunnel packet, a probe, or the host's own traffic.
-#[inline(always)]
-fn parse_for_member<F: Frame + ?Sized, T: Tables>(
-    frame: &F,
-    tables: &T,
-    node: &Node,
-    outer: &Ipv4Hdr,
-    ingress: u32,
-) -> Parsed {
-    let on_cluster_interface = node.cluster_ifindex == 0 || node.cluster_ifindex == ingress;
-    if outer.proto == UDP {
-        return parse_probe(frame, tables, node, outer, on_cluster_interface);
-    }
-    if outer.proto != IPIP {
-        return Parsed::End(Reason::NotOurs);
-    }
-    if !on_cluster_interface || tables.member_at(&mapped(outer.src_addr)).is_none() {
-        return Parsed::End(Reason::DropStranger);
-    }
-    if outer.vihl != 0x45 || is_fragment(outer) {
-        return Parsed::End(Reason::DropMalformed);
-    }
-    let Some(inner) = frame.header::<Ipv4Hdr>(INNER) else { return Parsed::End(Reason::DropMalformed) };
-    if inner.proto == IPIP {
-        return Parsed::End(Reason::DropNestedTunnel);
-    }
-    let fits = u16::from_be_bytes(outer.tot_len) as usize >= IPV4 + u16::from_be_bytes(inner.tot_len) as usize;
-    match parse_flow(frame, INNER, inner, Some(OuterFields { tos: outer.tos })) {
-        Ok(packet) if fits => Parsed::Packet(packet),
-        Ok(_) => Parsed::End(Reason::DropMalformed),
-        // What the host could take from the wire, a peer has no reason to send through the tunnel.
-        Err(Reason::NotBalanced) => Parsed::End(Reason::DropTunnelNoService),
-        Err(reason) => Parsed::End(reason),
-    }
-}
-
-/// The inner checks are the same for a packet from the wire and from the tunnel: the tunnel carries no authority.
-#[inline(always)]
-fn parse_flow<F: Frame + ?Sized>(
-    frame: &F,
-    at: usize,
-    ip: &Ipv4Hdr,
-    outer: Option<OuterFields>,
-) -> Result<Packet<FlowKeyV4>, Reason> {
-    let header = (ip.vihl & 0x0f) as usize * 4;
-    let length = u16::from_be_bytes(ip.tot_len) as usize;
-    if ip.vihl >> 4 != 4 || header < IPV4 || length < header || at + length > frame.length() {
-        return Err(Reason::DropMalformed);
-    }
-    if is_fragment(ip) {
-        return Err(Reason::DropFragment);
-    }
-    if ip.proto != TCP && ip.proto != UDP {
-        return Err(Reason::NotBalanced);
-    }
-    if is_martian_v4(ip.src_addr) {
-        return Err(Reason::DropMartian);
-    }
-    let transport = parse_transport(frame, at + header, ip.proto, length - header)?;
-    Ok(Packet {
-        key: FlowKeyV4::new(ip.src_addr, ip.dst_addr, transport.source_port, transport.destination_port, ip.proto),
-        tcp_flags: transport.flags,
-        seq: transport.seq,
-        has_payload: transport.has_payload,
-        via_peer: outer.is_some(),
-        ip: IpFields { length: length as u16, tos: ip.tos, ttl: ip.ttl, checksum: ip.check },
-        outer: outer.unwrap_or(OuterFields { tos: 0 }),
-    })
-}
-
-struct Transport {
-    source_port: [u8; 2],
-    destination_port: [u8; 2],
-    flags: u8,
-    seq: u32,
-    has_payload: bool,
-}
-
-/// `length` is what the IP header leaves for the transport header and its payload.
-#[inline(always)]
-fn parse_transport<F: Frame + ?Sized>(frame: &F, at: usize, protocol: u8, length: usize) -> Result<Transport, Reason> {
-    if protocol == UDP {
-        let udp = frame.header::<UdpHdr>(at).ok_or(Reason::DropMalformed)?;
-        let claimed = u16::from_be_bytes(udp.len) as usize;
-        if claimed < UDP_HEADER || claimed > length {
-            return Err(Reason::DropMalformed);
+    let place = match front(frame, tables) {
+        Front::Flow(place) => place,
+        Front::Own(place) => match arrival(frame, tables, place, ingress) {
+            Arrival::HandOff(inner) => inner,
+            Arrival::Probe(probe) => return Parsed::Probe(probe),
+            Arrival::ProbeEcho(probe) => return Parsed::ProbeEcho(probe),
+            Arrival::End(reason) => return Parsed::End(reason),
+        },
+        Front::End(reason) => return Parsed::End(reason),
+    };
+    if place.is_v6 {
+        match flow_v6(frame, tables, place) {
+            Flow::Packet(packet) => Parsed::V6(packet),
+            Flow::Ping(ping) => Parsed::Ping(ping),
+            Flow::End(reason) => Parsed::End(reason),
         }
-        return Ok(Transport { source_port: udp.src, destination_port: udp.dst, flags: 0, seq: 0, has_payload: true });
+    } else {
+        match flow_v4(frame, tables, place) {
+            Flow::Packet(packet) => Parsed::V4(packet),
+            Flow::Ping(ping) => Parsed::Ping(ping),
+            Flow::End(reason) => Parsed::End(reason),
+        }
     }
-    let tcp = frame.header::<TcpHdr>(at).ok_or(Reason::DropMalformed)?;
-    let header = tcp.doff() as usize * 4;
-    if header < size_of::<TcpHdr>() || header > length {
-        return Err(Reason::DropMalformed);
+}
+
+/// The link layer, and whom the packet behind it is for.
+#[inline(always)]
+pub fn front<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T) -> Front {
+    let Some(link) = Link::of(frame) else { return Front::End(Reason::NotIp) };
+    let node = tables.node();
+    let outer = OuterFields { tos: 0 };
+    let mut place = Place { at: link.length, is_v6: false, end: frame.length(), via_peer: false, outer };
+    let is_own = match link.ethertype {
+        ETHERTYPE_IPV4 => {
+            let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Front::End(Reason::NotIp) };
+            let own = low_word(&node.addresses[V4]);
+            own != 0 && load32::<{ ip::DESTINATION_V4 }, _>(ip) == own
+        }
+        ETHERTYPE_IPV6 => {
+            place.is_v6 = true;
+            let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Front::End(Reason::NotIp) };
+            ip::is_same(&ip.dst_addr, &node.addresses[V6])
+        }
+        _ => return Front::End(Reason::NotIp),
+    };
+    if is_own { Front::Own(place) } else { Front::Flow(place) }
+}
+
+/// To this member's own address, on interface `ingress`: a tunnel packet, a probe, or the host's own traffic.
+#[inline(always)]
+pub fn arrival<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place, ingress: u32) -> Arrival {
+    let node = tables.node();
+    let (protocol, source, is_plain, inner, length, tos) = if place.is_v6 {
+        let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Arrival::End(Reason::NotIp) };
+        (ip.next_hdr, ip.src_addr, true, place.at + IPV6, IPV6 + be16(ip.payload_len), ip::class_v6(ip))
+    } else {
+        let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Arrival::End(Reason::NotIp) };
+        let is_plain = ip.vihl == 0x45 && !ip::is_fragment(ip);
+        (ip.proto, mapped(ip.src_addr), is_plain, place.at + IPV4, be16(ip.tot_len), ip.tos)
+    };
+    let on_cluster_interface = node.cluster_ifindex == 0 || node.cluster_ifindex == ingress;
+    if protocol == UDP {
+        return probe::parse(frame, tables, place, source, is_plain, on_cluster_interface);
     }
-    Ok(Transport {
-        source_port: tcp.source,
-        destination_port: tcp.dest,
-        flags: tcp_flags(tcp),
-        seq: u32::from_be_bytes(tcp.seq),
-        has_payload: length > header,
+    if protocol != IPIP && protocol != IPV6_IN_IP {
+        return Arrival::End(Reason::NotOurs);
+    }
+    if !on_cluster_interface || tables.member_at(&source).is_none() {
+        return Arrival::End(Reason::DropStranger);
+    }
+    if !is_plain {
+        return Arrival::End(Reason::DropMalformed);
+    }
+    let end = place.end.min(place.at + length);
+    let is_v6 = protocol == IPV6_IN_IP;
+    Arrival::HandOff(Place { at: inner, is_v6, end, via_peer: true, outer: OuterFields { tos } })
+}
+
+/// The checks are the same for a packet from the wire and from the tunnel: the tunnel carries no authority.
+#[inline(always)]
+pub fn flow_v4<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place) -> Flow<FlowKeyV4> {
+    let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Flow::End(cut_off(place)) };
+    if !tables.may_be_vip(mapped(ip.dst_addr)) {
+        return Flow::End(elsewhere(place));
+    }
+    match ip::packet_v4(frame, place, ip) {
+        Ok(packet) => Flow::Packet(packet),
+        Err(refusal) => refused(tables, place, mapped(ip.dst_addr), refusal),
+    }
+}
+
+/// The same of IPv6.
+#[inline(always)]
+pub fn flow_v6<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place) -> Flow<FlowKeyV6> {
+    let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Flow::End(cut_off(place)) };
+    if !tables.may_be_vip(ip.dst_addr) {
+        return Flow::End(elsewhere(place));
+    }
+    match ip::packet_v6(frame, place, ip) {
+        Ok(packet) => Flow::Packet(packet),
+        Err(refusal) => refused(tables, place, ip.dst_addr, refusal),
+    }
+}
+
+/// The filter has false positives; before a packet is dropped or answered, its address must surely be a VIP.
+#[inline(always)]
+fn refused<K, T: Tables>(tables: &T, place: Place, vip: Address, refusal: Refusal) -> Flow<K> {
+    let Some(mark) = tables.service(&ServiceKey::vip(vip)) else { return Flow::End(elsewhere(place)) };
+    let reason = match refusal {
+        Refusal::Ping { icmp_at } if !place.via_peer && mark.flags & SERVICE_ECHO != 0 => {
+            return Flow::Ping(Ping { at: place.at, icmp_at, is_v6: place.is_v6 });
+        }
+        Refusal::Ping { .. } => Reason::NotBalanced,
+        Refusal::End(reason) => reason,
+    };
+    Flow::End(match reason {
+        // What the host could take from the wire, a peer has no reason to send through the tunnel.
+        Reason::NotBalanced | Reason::NeighbourDiscovery if place.via_peer => Reason::DropTunnelNoService,
+        Reason::NotBalanced if tables.node().flags & NODE_DROP_OTHER != 0 => Reason::DropNotBalanced,
+        reason => reason,
     })
 }
 
-/// The second byte of TCP's data offset and flags word.
 #[inline(always)]
-fn tcp_flags(tcp: &TcpHdr) -> u8 {
-    // SAFETY: `TcpHdr` is 20 plain bytes (see its `Header` implementation); byte 13 holds the flags.
-    unsafe { *core::ptr::from_ref(tcp).cast::<u8>().add(13) }
+const fn be16(bytes: [u8; 2]) -> usize {
+    u16::from_be_bytes(bytes) as usize
 }
 
+/// A frame that ends within its IP header.
 #[inline(always)]
-fn parse_probe<F: Frame + ?Sized, T: Tables>(
-    frame: &F,
-    tables: &T,
-    node: &Node,
-    ip: &Ipv4Hdr,
-    on_cluster_interface: bool,
-) -> Parsed {
-    let Some(udp) = frame.header::<UdpHdr>(ETHERNET + IPV4) else { return Parsed::End(Reason::NotOurs) };
-    if ip.vihl != 0x45 || is_fragment(ip) || udp.dst != node.port {
-        return Parsed::End(Reason::NotOurs);
-    }
-    let Some(probe) = frame.header::<Probe>(PROBE_OFFSET) else { return Parsed::End(Reason::DropProbe) };
-    let Some(member) = tables.member_at(&mapped(ip.src_addr)) else { return Parsed::End(Reason::DropProbe) };
-    if !on_cluster_interface || probe.magic != PROBE_MAGIC || probe.version != PROBE_VERSION || member == node.id {
-        return Parsed::End(Reason::DropProbe);
-    }
-    match probe.kind {
-        PROBE_REQUEST if probe.from == member && probe.to == node.id => Parsed::Probe { from: member },
-        PROBE_ECHO if probe.from == node.id && probe.to == member => Parsed::Echo { from: member },
-        _ => Parsed::End(Reason::DropProbe),
-    }
+const fn cut_off(place: Place) -> Reason {
+    if place.via_peer { Reason::DropMalformed } else { Reason::NotIp }
 }
 
-/// More fragments to come, or not the first one (RFC 791).
+/// Not for a VIP.
 #[inline(always)]
-fn is_fragment(ip: &Ipv4Hdr) -> bool {
-    u16::from_be_bytes(ip.frags) & 0x3fff != 0
-}
-
-#[inline(always)]
-fn is_vip<T: Tables>(tables: &T, address: Address) -> bool {
-    tables.service(&ServiceKey::vip(address)).is_some()
+const fn elsewhere(place: Place) -> Reason {
+    if place.via_peer { Reason::DropTunnelNoService } else { Reason::NotOurs }
 }

@@ -66,9 +66,9 @@ pub fn rank(flow_hash: u64, seeds: &[Seed; MEMBERS_MAX], count: u32, candidates:
     Owners { primary: id_of(best), backup: id_of(second) }
 }
 
-/// Hides a mask's origin from the optimiser, which would turn it back into a branch.
+/// Hides where a value comes from: the optimiser would turn a mask back into a branch, the verifier would keep states apart.
 #[inline(always)]
-pub(crate) fn opaque(mask: u64) -> u64 {
+pub fn opaque(mask: u64) -> u64 {
     #[cfg(target_arch = "bpf")]
     {
         let mut hidden = mask;

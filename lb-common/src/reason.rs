@@ -1,14 +1,29 @@
 //! What can happen to a packet: one reason per outcome, one counter per reason.
 
-use crate::map_type;
+use crate::{map_type, rank::opaque};
 
 map_type! {
-    /// Packets and bytes of one reason on one CPU; an element of `counters`, indexed by reason.
+    /// Packets and bytes on one CPU; an element of `counters` (by reason), `backend_count` (delivered, by slot) and
+    /// `member_count` (handed off, by id).
     pub struct Counter: 16 {
         /// Packets.
         pub packets: u64,
-        /// Bytes, from the IP header on.
+        /// Bytes, from the link-layer header on without its 14 bytes.
         pub bytes: u64,
+    }
+
+    /// What became of a service's packets on one CPU; an element of `service_count`, indexed by `Service::ring`.
+    ///
+    /// Together they are what the service received here; ICMP errors and fragments count with the service they belong to.
+    pub struct ServiceCounters: 64 {
+        /// Delivered to a backend.
+        pub delivered: Counter,
+        /// Handed off to a member.
+        pub handed_off: Counter,
+        /// Answered from here: packets that were too big.
+        pub answered: Counter,
+        /// Dropped.
+        pub dropped: Counter,
     }
 }
 
@@ -40,6 +55,12 @@ macro_rules! reasons {
             /// Every reason, in counter order.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
+            /// The reason at an index that `ALL` holds; any other stands for "malformed".
+            #[inline(always)]
+            pub fn from_index(index: u8) -> Self {
+                BY_INDEX[index as usize % INDICES]
+            }
+
             /// The stable name, as `tandem status` and the metrics print it.
             #[inline(always)]
             pub const fn name(self) -> &'static str {
@@ -51,12 +72,19 @@ macro_rules! reasons {
             pub const fn action(self) -> Action {
                 match self { $(Self::$name => Action::$action,)* }
             }
+
+            /// The same from a table, for a reason that the compiler does not know: the verifier would follow each arm of
+            /// the match with all that comes after it.
+            #[inline(always)]
+            pub fn action_by_table(self) -> Action {
+                ACTIONS[opaque(self as u64) as usize % INDICES]
+            }
         }
     };
 }
 
 reasons! {
-    /// Not IPv4.
+    /// Neither IPv4 nor IPv6.
     NotIp = 0, Pass, "not_ip";
     /// Not for a VIP, not a tunnel or probe to this member.
     NotOurs = 1, Pass, "not_ours";
@@ -66,6 +94,8 @@ reasons! {
     NotBalanced = 3, Pass, "not_balanced";
     /// The agent has not configured the datapath.
     Unconfigured = 4, Pass, "unconfigured";
+    /// Neighbour discovery for a VIP: the host's to answer, whatever the policy.
+    NeighbourDiscovery = 5, Pass, "neighbour_discovery";
 
     /// The flow is known here.
     DeliverKnown = 8, Deliver, "deliver_known";
@@ -77,21 +107,33 @@ reasons! {
     DeliverOverBudget = 11, Deliver, "deliver_over_budget";
     /// Worth an entry, but the flow table is full: unprotected.
     DeliverTableFull = 12, Deliver, "deliver_table_full";
+    /// An ICMP error, to the backend of the flow that it quotes.
+    DeliverQuote = 13, Deliver, "deliver_quote";
+    /// A peer that did not know the flow asked this member to deliver it (law 1).
+    DeliverSecondChance = 14, Deliver, "deliver_second_chance";
 
     /// To an owner of a known flow.
     HandOffKnown = 16, HandOff, "hand_off_known";
     /// To an owner of a flow that is not known here.
     HandOffUnknown = 17, HandOff, "hand_off_unknown";
+    /// A fragment, to the member where all fragments between its addresses meet.
+    HandOffFragment = 18, HandOff, "hand_off_fragment";
+    /// A packet of a flow that others may know better, while records may be missing here (law 1).
+    HandOffSecondChance = 19, HandOff, "hand_off_second_chance";
 
     /// A peer's probe, sent back as its echo.
     ProbeReflected = 20, Answer, "probe_reflected";
     /// The echo of this member's own probe.
     EchoTaken = 21, Consume, "echo_taken";
+    /// An echo request to a VIP (ping).
+    PingAnswered = 22, Answer, "ping_answered";
+    /// Did not fit once encapsulated: the client was told the right size.
+    TooBigAnswered = 23, Answer, "too_big_answered";
 
     /// Ends before its headers do, or they contradict each other.
     DropMalformed = 24, Drop, "drop_malformed";
-    /// A fragment.
-    DropFragment = 25, Drop, "drop_fragment";
+    /// A later fragment whose first one has not come, or came too long ago.
+    DropFragmentNoHead = 25, Drop, "drop_fragment_no_head";
     /// A tunnel packet from an address that is no member's.
     DropStranger = 26, Drop, "drop_stranger";
     /// A tunnel inside the tunnel.
@@ -114,10 +156,43 @@ reasons! {
     DropHeadroom = 35, Drop, "drop_headroom";
     /// A probe that is malformed, not for this member, or not from the address of the member it names.
     DropProbe = 37, Drop, "drop_probe";
+    /// More extension headers than are walked.
+    DropExtensions = 38, Drop, "drop_extensions";
+    /// An ICMP error that quotes too little, or not a packet from the VIP that it is for.
+    DropQuote = 39, Drop, "drop_quote";
+    /// Worth an answer, but the budget of answers is used up.
+    DropAnswerBudget = 40, Drop, "drop_answer_budget";
+    /// For a VIP, but for no service on it; the node's policy is to drop.
+    DropNoService = 41, Drop, "drop_no_service";
+    /// For a VIP, but of a protocol that is not balanced; the node's policy is to drop.
+    DropNotBalanced = 42, Drop, "drop_not_balanced";
 }
 
+/// A power of two, so that an index is masked.
+const INDICES: usize = 64;
+
+static BY_INDEX: [Reason; INDICES] = {
+    let mut table = [Reason::DropMalformed; INDICES];
+    let mut i = 0;
+    while i < Reason::ALL.len() {
+        table[Reason::ALL[i] as usize] = Reason::ALL[i];
+        i += 1;
+    }
+    table
+};
+
+static ACTIONS: [Action; INDICES] = {
+    let mut table = [Action::Drop; INDICES];
+    let mut i = 0;
+    while i < Reason::ALL.len() {
+        table[Reason::ALL[i] as usize] = Reason::ALL[i].action();
+        i += 1;
+    }
+    table
+};
+
 /// Elements of `counters`: reasons are below it.
-pub const REASONS: usize = 40;
+pub const REASONS: usize = 48;
 
 const _: () = {
     let mut i = 0;

@@ -1,7 +1,7 @@
 //! Services: what is balanced.
 
 use crate::{
-    address::{Address, low_v4},
+    address::Address,
     hash::mix,
     map_type,
 };
@@ -9,8 +9,8 @@ use crate::{
 map_type! {
     /// A service's identity.
     ///
-    /// With port and protocol zero it is the mark that its address is a VIP at all; `services`
-    /// holds one such mark for each VIP.
+    /// With port zero it stands for every port without a service of its own. With port and protocol zero
+    /// it is the mark that its address is a VIP at all; `services` holds one such mark for each VIP.
     #[derive(Hash, PartialOrd, Ord)]
     pub struct ServiceKey: 20 {
         /// The VIP.
@@ -25,10 +25,12 @@ map_type! {
 
     /// A service as the datapath sees it.
     pub struct Service: 8 {
-        /// Index of its ring in `rings`.
+        /// Index of its ring in `rings`, and of its counters.
         pub ring: u32,
+        /// `SERVICE_*` bits.
+        pub flags: u8,
         /// Zero.
-        pub padding: [u8; 4],
+        pub padding: [u8; 3],
     }
 
     /// A bitmap over hashes of VIPs: one inlined array look-up keeps traffic of others cheap.
@@ -38,7 +40,18 @@ map_type! {
     }
 }
 
+/// New flows of one client go to one backend, whatever their ports.
+pub const SERVICE_AFFINITY: u8 = 1;
+/// On the mark of a VIP: echo requests to it are answered.
+pub const SERVICE_ECHO: u8 = 2;
+
 impl ServiceKey {
+    /// The same address and protocol, every port.
+    #[inline(always)]
+    pub const fn any_port(self) -> Self {
+        Self { port: [0; 2], ..self }
+    }
+
     /// The mark of a VIP.
     #[inline(always)]
     pub const fn vip(address: Address) -> Self {
@@ -52,25 +65,21 @@ impl VipFilter {
 
     /// Adds a VIP.
     pub fn insert(&mut self, address: &Address) {
-        let (word, bit) = Self::place(address);
+        let (word, bit) = Self::place(*address);
         self.words[word] |= bit;
     }
 
     /// False: surely no VIP. True: perhaps one.
     #[inline(always)]
-    pub fn may_contain(&self, address: &Address) -> bool {
+    pub fn may_contain(&self, address: Address) -> bool {
         let (word, bit) = Self::place(address);
         self.words[word] & bit != 0
     }
 
     #[inline(always)]
-    fn place(address: &Address) -> (usize, u64) {
-        let high = u64::from_le_bytes([
-            address[0], address[1], address[2], address[3], address[4], address[5], address[6], address[7],
-        ]);
-        let low = u32::from_le_bytes(low_v4(address)) as u64;
-        let middle = u32::from_le_bytes([address[8], address[9], address[10], address[11]]) as u64;
-        let hash = mix(high ^ (middle << 32 | low)) >> 51;
+    fn place(address: Address) -> (usize, u64) {
+        let [high, low]: [u64; 2] = zerocopy::transmute!(address);
+        let hash = mix(high ^ low.rotate_left(32)) >> 51;
         ((hash as usize >> 6) & 127, 1 << (hash & 63))
     }
 }

@@ -3,30 +3,35 @@
 //! Pure over `Tables` and `Flows`; never touches the packet. The laws cited are those of
 //! ARCHITECTURE.md.
 
+mod fragment;
+mod owner;
+mod unknown;
+
+use self::{
+    fragment::Meeting,
+    owner::{acting_owner, forwarding, hand_off_target, living_owner},
+    unknown::{place_anew, steer_unknown},
+};
 use crate::{
     address::Address,
-    flow::{
-        FlowEntry, FlowKey, PENDING_MIDFLOW, PENDING_SYN, PENDING_TICKS, PENDING_UDP, PLAUSIBLE_PACKETS,
-        PLAUSIBLE_TICKS, Pending, STATE_ESTABLISHED, STATE_YOUNG, UDP, WITNESSED, tick,
-    },
+    flow::{EVENT_ASKED, FlowEntry, FlowKey, Fragment, Pending, UDP, tick},
     lifecycle::{Kind, Lifecycle, next_step},
     liveness::{Liveness, heard_lately},
-    node::{BUDGET_DERIVED, BUDGET_TCP, BUDGET_UDP, NODE_FIRST_PACKET, Node},
-    packet::{ACK, FIN, Packet, RST, SYN},
-    rank::{Owners, bit},
+    node::{NODE_DIRECT, NODE_DROP_OTHER, Node},
+    packet::{Packet, Part},
+    rank::Owners,
     reason::Reason,
-    ring::ring_slot,
     service::{Service, ServiceKey},
     target::Target,
 };
 
 /// The tables that a decision reads.
 pub trait Tables {
-    /// The monotonic clock, in nanoseconds.
+    /// The monotonic clock, in nanoseconds; a few milliseconds behind at most.
     fn now_ns(&self) -> u64;
     /// This member.
     fn node(&self) -> &Node;
-    /// This member's view of all members.
+    /// What the agent renews all the time.
     fn liveness(&self) -> &Liveness;
     /// When the last probe of member `id` arrived that did not call its maps empty; 0 for never.
     fn probe_heard_ns(&self, id: u8) -> u64;
@@ -36,8 +41,8 @@ pub trait Tables {
         heard_lately(self.node(), self.now_ns(), |id| self.probe_heard_ns(id))
     }
     /// False: surely no VIP.
-    fn may_be_vip(&self, address: &Address) -> bool;
-    /// The id of the member with this address.
+    fn may_be_vip(&self, address: Address) -> bool;
+    /// The id of the member whose hand-offs come from this address.
     fn member_at(&self, address: &Address) -> Option<u8>;
     /// The service, or the mark of a VIP.
     fn service(&self, key: &ServiceKey) -> Option<Service>;
@@ -49,7 +54,7 @@ pub trait Tables {
     fn member(&self, id: u8) -> Option<&Target>;
     /// The two best-ranked members among `candidates`.
     fn rank(&self, flow_hash: u64, candidates: u64) -> Owners;
-    /// Takes a new entry of a `BUDGET_*` class from this CPU's budget.
+    /// Takes one of a `BUDGET_*` class from this CPU's budget.
     fn take_budget(&self, class: usize) -> bool;
 }
 
@@ -71,6 +76,10 @@ pub trait Flows<K>: Tables {
     fn pending(&self, key: &K) -> Option<Pending>;
     /// Remembers it.
     fn set_pending(&self, key: &K, pending: &Pending);
+    /// What the first fragment of a datagram told; the key is `FlowKey::datagram`'s.
+    fn fragment(&self, datagram: &K) -> Option<Fragment>;
+    /// Remembers it.
+    fn set_fragment(&self, datagram: &K, fragment: &Fragment);
     /// Tells the agent; may be lost, the sweep finds the same.
     fn emit(&self, key: &K, entry: &FlowEntry);
 }
@@ -88,354 +97,218 @@ pub enum Inserted {
 
 /// What is to be done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'t> {
-    /// Send it to this backend.
-    Deliver(&'t Target, Reason),
-    /// Send it to this member.
-    HandOff(&'t Target, Reason),
-    /// Its way ends here.
-    End(Reason),
+pub struct Verdict<'t> {
+    /// Where it goes.
+    pub way: Way<'t>,
+    /// Why.
+    pub reason: Reason,
+    /// Its service, as `Service::ring`; `NO_SERVICE` where none is known.
+    pub service: u32,
 }
 
-/// Decides where `packet` goes, and remembers what law 3 says is worth it.
-#[inline(always)]
-pub fn steer<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Verdict<'t> {
-    let key = packet.key.service();
-    let Some(service) = tables.service(&key) else { return Verdict::End(no_service(tables, packet, key.address)) };
-    if let Some(flow) = tables.flow(&packet.key) {
-        let entry = tables.entry(flow);
-        // The element may have been recycled since it was found: then its backend is another flow's.
-        if entry.tag == packet.key.tag() {
-            return steer_known(tables, packet, service, flow, entry);
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way<'t> {
+    /// To the backend in this slot.
+    Deliver(&'t Target, u16),
+    /// To this member, of this id.
+    HandOff(&'t Target, u8),
+    /// It ends here.
+    End,
+}
+
+/// Stands for "no service" in a verdict.
+pub const NO_SERVICE: u32 = u32::MAX;
+
+impl<'t> Verdict<'t> {
+    #[inline(always)]
+    const fn end(reason: Reason, service: u32) -> Self {
+        Self { way: Way::End, reason, service }
+    }
+
+    /// The verdict as one word: service, index of the target, reason, way.
+    #[inline(always)]
+    pub fn pack(&self) -> u64 {
+        let (way, index) = match self.way {
+            Way::End => (0, 0),
+            Way::Deliver(_, slot) => (1, slot),
+            Way::HandOff(_, id) => (2, u16::from(id)),
+        };
+        u64::from(self.service) << 32 | u64::from(index) << 16 | (self.reason as u64) << 8 | way
+    }
+
+    /// The verdict from its word, with the target looked up again.
+    #[inline(always)]
+    pub fn unpack<T: Tables>(packed: u64, tables: &'t T) -> Self {
+        let (service, index) = ((packed >> 32) as u32, (packed >> 16) as u16);
+        let reason = Reason::from_index((packed >> 8) as u8);
+        let way = match packed as u8 {
+            1 => tables.backend(index).map(|backend| Way::Deliver(backend, index)),
+            2 => tables.member(index as u8).map(|member| Way::HandOff(member, index as u8)),
+            _ => Some(Way::End),
+        };
+        match way {
+            Some(way) => Self { way, reason, service },
+            None => Self::end(Reason::DropNoBackend, service),
         }
     }
-    steer_unknown(tables, packet, service)
+}
+
+/// Decides where `packet` goes, and remembers what law 3 says is worth it. A later fragment is given its ports.
+#[inline(always)]
+pub fn steer<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &mut Packet<K>) -> Verdict<'t> {
+    match steer_quickly(tables, packet) {
+        Some(verdict) => verdict,
+        None => steer_rest(tables, packet),
+    }
+}
+
+/// The packets of known flows that change little, nearly all there are; none for others.
+///
+/// A known flow needs no look-up of its service: the backend in its entry names it.
+#[inline(always)]
+pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Option<Verdict<'t>> {
+    if !matches!(packet.part, Part::Whole) {
+        return None;
+    }
+    let flow = tables.flow(&packet.key)?;
+    let entry = tables.entry(flow);
+    // The element may have been recycled since it was found: then its backend is another flow's.
+    if entry.tag != packet.key.tag() || packet.is_marked() {
+        return None;
+    }
+    let node = tables.node();
+    let backend = tables.backend(entry.backend)?;
+    if !backend.is_in_service() {
+        return None;
+    }
+    let service = backend.ring;
+    if !packet.via_peer && entry.primary != node.id && node.flags & NODE_DIRECT == 0 {
+        let owner = living_owner(Owners { primary: entry.primary, backup: entry.backup }, forwarding(tables))?;
+        if let Some(peer) = hand_off_target(tables, owner) {
+            return Some(Verdict { way: Way::HandOff(peer, owner), reason: Reason::HandOffKnown, service });
+        }
+    }
+    let (step, is_news) = next_step(&entry, Kind::of(packet), tick(tables.now_ns()));
+    if is_news {
+        return None;
+    }
+    if step.last_seen != entry.last_seen || step.packets != entry.packets {
+        tables.touch(flow, entry.tag, step);
+    }
+    Some(Verdict { way: Way::Deliver(backend, entry.backend), reason: Reason::DeliverKnown, service })
+}
+
+/// Everything that `steer_quickly` leaves: packets that are not whole, whose flow is not known, that are news of it, or
+/// whose owners or backend are gone.
+#[inline(always)]
+pub fn steer_rest<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &mut Packet<K>) -> Verdict<'t> {
+    let mut stays = packet.via_peer;
+    if matches!(packet.part, Part::FirstFragment | Part::LaterFragment) {
+        match fragment::meet(tables, packet) {
+            Meeting::Here(key) => packet.key = key,
+            Meeting::Elsewhere(verdict) => return verdict,
+        }
+        stays = true;
+    }
+    if let Some(flow) = tables.flow(&packet.key) {
+        let entry = tables.entry(flow);
+        if entry.tag == packet.key.tag() {
+            return steer_known(tables, packet, stays, flow, &entry);
+        }
+    }
+    match service_of(tables, &packet.key) {
+        Some(service) => steer_unknown(tables, packet, stays, service),
+        None => Verdict::end(no_service(tables, packet), NO_SERVICE),
+    }
+}
+
+/// The service of a tuple: that of its port, else that of every port.
+#[inline(always)]
+fn service_of<K: FlowKey, T: Tables>(tables: &T, key: &K) -> Option<Service> {
+    let key = key.service();
+    match tables.service(&key) {
+        Some(service) => Some(service),
+        None => tables.service(&key.any_port()),
+    }
 }
 
 /// The filter that let the packet in has false positives: only the mark says that the address is a VIP.
 #[inline(always)]
-fn no_service<K, T: Tables>(tables: &T, packet: &Packet<K>, address: Address) -> Reason {
+fn no_service<K: FlowKey, T: Tables>(tables: &T, packet: &Packet<K>) -> Reason {
     if packet.via_peer {
         Reason::DropTunnelNoService
-    } else if tables.service(&ServiceKey::vip(address)).is_some() {
-        Reason::NoService
-    } else {
+    } else if tables.service(&ServiceKey::vip(packet.key.service().address)).is_none() {
         Reason::NotOurs
+    } else if tables.node().flags & NODE_DROP_OTHER != 0 {
+        Reason::DropNoService
+    } else {
+        Reason::NoService
     }
 }
 
+/// A packet whose flow has an entry.
 #[inline(always)]
 fn steer_known<'t, K: FlowKey, T: Flows<K>>(
     tables: &'t T,
     packet: &Packet<K>,
-    service: Service,
+    stays: bool,
     flow: T::Flow,
-    entry: FlowEntry,
+    entry: &FlowEntry,
 ) -> Verdict<'t> {
     let node = tables.node();
-    if !packet.via_peer && entry.primary != node.id {
+    let Some(backend) = tables.backend(entry.backend) else { return Verdict::end(Reason::DropNoBackend, NO_SERVICE) };
+    let is_direct = node.flags & NODE_DIRECT != 0 && backend.is_in_service();
+    if !stays && entry.primary != node.id && !is_direct {
         let owners = Owners { primary: entry.primary, backup: entry.backup };
         let owner = acting_owner(tables, owners, forwarding(tables), || packet.key.hash(&node.hash_key));
         if let Some(peer) = hand_off_target(tables, owner) {
-            return Verdict::HandOff(peer, Reason::HandOffKnown);
+            return Verdict { way: Way::HandOff(peer, owner), reason: Reason::HandOffKnown, service: backend.ring };
         }
     }
-    let kind = Kind::of(packet);
-    let backend = tables.backend(entry.backend);
-    if !backend.is_some_and(Target::is_in_service) && (kind == Kind::Syn || packet.key.protocol() == UDP) {
-        return place_anew(tables, packet, service, &entry);
+    if !backend.is_in_service() && begins_anew(packet) {
+        return place_anew(tables, packet, backend, entry);
+    }
+    deliver_known(tables, packet, flow, entry, backend)
+}
+
+/// Whether a packet may be the first of a new flow with its tuple.
+#[inline(always)]
+fn begins_anew<K: FlowKey>(packet: &Packet<K>) -> bool {
+    !matches!(packet.part, Part::Quote) && (Kind::of(packet) == Kind::Syn || packet.key.protocol() == UDP)
+}
+
+#[inline(always)]
+fn deliver_known<'t, K: FlowKey, T: Flows<K>>(
+    tables: &'t T,
+    packet: &Packet<K>,
+    flow: T::Flow,
+    entry: &FlowEntry,
+    backend: &'t Target,
+) -> Verdict<'t> {
+    if matches!(packet.part, Part::Quote) {
+        return deliver(Some(backend), entry.backend, Reason::DeliverQuote, backend.ring);
     }
     let now = tick(tables.now_ns());
-    let (step, is_news) = next_step(&entry, kind, now);
+    let (step, is_news) = next_step(entry, Kind::of(packet), now);
+    let is_marked = packet.is_marked();
     if step.last_seen != entry.last_seen || step.packets != entry.packets || is_news {
         tables.touch(flow, entry.tag, step);
-    }
-    if is_news {
-        tables.emit(
-            &packet.key,
-            &FlowEntry { last_seen: now, revision: step.revision, state: step.state, packets: step.packets, ..entry },
-        );
-    }
-    deliver(backend, Reason::DeliverKnown)
-}
-
-/// The acting owner of a miss must be eligible; when nobody is, forwarding decides.
-#[inline(always)]
-fn steer_unknown<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>, service: Service) -> Verdict<'t> {
-    let node = tables.node();
-    let hash = packet.key.hash(&node.hash_key);
-    let owners = tables.rank(hash, node.configured);
-    if !packet.via_peer {
-        let owner = acting_owner(tables, owners, eligible(tables), || hash);
-        if let Some(peer) = hand_off_target(tables, owner) {
-            return Verdict::HandOff(peer, Reason::HandOffUnknown);
+        if is_news || is_marked {
+            let event = if is_marked { EVENT_ASKED } else { 0 };
+            let Lifecycle { last_seen, revision, state, packets } = step;
+            tables.emit(&packet.key, &FlowEntry { last_seen, revision, state, packets, event, ..*entry });
         }
     }
-    let fresh = Fresh { hash, owners, ring: service.ring };
-    if packet.key.protocol() == UDP {
-        deliver_udp(tables, packet, &fresh)
-    } else if packet.tcp_flags & (SYN | ACK | RST | FIN) == SYN {
-        deliver_syn(tables, packet, &fresh)
-    } else {
-        deliver_midflow(tables, packet, &fresh)
-    }
-}
-
-/// A flow without an entry: everything its stateless answer follows from (law 2).
-struct Fresh {
-    hash: u64,
-    owners: Owners,
-    ring: u32,
-}
-
-/// Members whose datapath answers; this one's does.
-#[inline(always)]
-fn forwarding<T: Tables>(tables: &T) -> u64 {
-    audible(tables, tables.liveness().forwarding) | bit(tables.node().id)
-}
-
-/// Members that may own a miss.
-#[inline(always)]
-fn eligible<T: Tables>(tables: &T) -> u64 {
-    let node = tables.node();
-    let mut mask = audible(tables, tables.liveness().eligible & node.configured);
-    if has_lapsed(tables) {
-        // Nobody keeps this member's promises while its agent is gone (law 9).
-        mask &= !bit(node.id);
-    }
-    if mask == 0 { forwarding(tables) } else { mask }
-}
-
-/// The masks are the agent's; once its lease has lapsed a peer must also have been heard lately.
-#[inline(always)]
-fn audible<T: Tables>(tables: &T, mask: u64) -> u64 {
-    if has_lapsed(tables) { mask & tables.heard_lately() } else { mask }
-}
-
-/// Whether the agent has stopped vouching for the masks.
-#[inline(always)]
-fn has_lapsed<T: Tables>(tables: &T) -> bool {
-    tables.liveness().lease_until_ns < tables.now_ns()
-}
-
-/// Primary if usable, else backup if usable, else the best-ranked usable member; `mask` says who is usable.
-#[inline(always)]
-fn acting_owner<T: Tables>(tables: &T, owners: Owners, mask: u64, hash: impl Fn() -> u64) -> u8 {
-    if mask & bit(owners.primary) != 0 {
-        owners.primary
-    } else if mask & bit(owners.backup) != 0 {
-        owners.backup
-    } else {
-        tables.rank(hash(), mask & tables.node().configured).primary
-    }
-}
-
-/// The peer to hand off to; none if the owner is this member, unknown, or cannot be reached: then it is delivered here.
-#[inline(always)]
-fn hand_off_target<T: Tables>(tables: &T, owner: u8) -> Option<&Target> {
-    if owner == 0 || owner == tables.node().id {
-        return None;
-    }
-    tables.member(owner).filter(|member| member.next_hop.ifindex != 0)
+    let reason = if is_marked { Reason::DeliverSecondChance } else { Reason::DeliverKnown };
+    deliver(Some(backend), entry.backend, reason, backend.ring)
 }
 
 #[inline(always)]
-fn deliver_syn<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>, fresh: &Fresh) -> Verdict<'t> {
-    let slot = match remembered(tables, &packet.key) {
-        // A retry goes where the first try went: the server may have answered it.
-        Some(pending) if pending.kind == PENDING_SYN => pending.backend,
-        _ => stateless(tables, fresh),
-    };
-    let Some(backend) = usable_backend(tables, slot) else { return Verdict::End(Reason::DropNoBackend) };
-    if tables.node().flags & NODE_FIRST_PACKET != 0 {
-        return record(tables, packet, fresh, slot, STATE_ESTABLISHED, BUDGET_TCP);
-    }
-    let now = tick(tables.now_ns());
-    tables.set_pending(
-        &packet.key,
-        &Pending {
-            first_seen: now,
-            expected_seq: packet.seq.wrapping_add(1),
-            backend: slot,
-            kind: PENDING_SYN,
-            packets: 1,
-            last_seen: now,
-        },
-    );
-    deliver(Some(backend), Reason::DeliverStateless)
-}
-
-/// The ACK of a handshake makes its flow young; any other packet must keep coming to be recorded as derived.
-#[inline(always)]
-fn deliver_midflow<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>, fresh: &Fresh) -> Verdict<'t> {
-    let now = tick(tables.now_ns());
-    let known = remembered(tables, &packet.key);
-    let slot = match known {
-        Some(pending) if pending.kind == PENDING_SYN => pending.backend,
-        _ => stateless(tables, fresh),
-    };
-    let shape = packet.tcp_flags & (SYN | RST | FIN | ACK);
-    if let Some(pending) = known
-        && pending.kind == PENDING_SYN
-        && shape == ACK
-        && pending.expected_seq == packet.seq
-    {
-        return record(tables, packet, fresh, slot, STATE_YOUNG, BUDGET_TCP);
-    }
-    if shape == ACK {
-        let pending = counted(known, PENDING_MIDFLOW, slot, now);
-        if pending.packets >= PLAUSIBLE_PACKETS && now.wrapping_sub(pending.first_seen) >= PLAUSIBLE_TICKS {
-            return record(tables, packet, fresh, slot, STATE_ESTABLISHED, BUDGET_DERIVED);
-        }
-        tables.set_pending(&packet.key, &pending);
-    }
-    deliver(tables.backend(slot), Reason::DeliverStateless)
-}
-
-#[inline(always)]
-fn deliver_udp<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>, fresh: &Fresh) -> Verdict<'t> {
-    let known = remembered(tables, &packet.key);
-    let slot = match known {
-        Some(pending) if pending.kind == PENDING_UDP => pending.backend,
-        _ => stateless(tables, fresh),
-    };
-    let Some(backend) = usable_backend(tables, slot) else { return Verdict::End(Reason::DropNoBackend) };
-    let is_second = known.is_some_and(|pending| pending.kind == PENDING_UDP);
-    if is_second || tables.node().flags & NODE_FIRST_PACKET != 0 {
-        return record(tables, packet, fresh, slot, STATE_ESTABLISHED, BUDGET_UDP);
-    }
-    tables.set_pending(&packet.key, &counted(known, PENDING_UDP, slot, tick(tables.now_ns())));
-    deliver(Some(backend), Reason::DeliverStateless)
-}
-
-/// What is remembered of the tuple, unless it is too old or its backend has gone out of service.
-#[inline(always)]
-fn remembered<K: FlowKey, T: Flows<K>>(tables: &T, key: &K) -> Option<Pending> {
-    let pending = tables.pending(key)?;
-    let is_fresh = tick(tables.now_ns()).wrapping_sub(pending.last_seen) < PENDING_TICKS;
-    (is_fresh && usable_backend(tables, pending.backend).is_some()).then_some(pending)
-}
-
-/// `known` with one packet more, or the first of its kind.
-#[inline(always)]
-fn counted(known: Option<Pending>, kind: u8, backend: u16, now: u32) -> Pending {
-    match known {
-        Some(pending) => Pending { packets: pending.packets.saturating_add(1), last_seen: now, ..pending },
-        None => Pending { first_seen: now, expected_seq: 0, backend, kind, packets: 1, last_seen: now },
-    }
-}
-
-/// Makes an entry of a flow that is worth one, within the budget of its class.
-#[inline(always)]
-fn record<'t, K: FlowKey, T: Flows<K>>(
-    tables: &'t T,
-    packet: &Packet<K>,
-    fresh: &Fresh,
-    slot: u16,
-    state: u8,
-    class: usize,
-) -> Verdict<'t> {
-    let backend = tables.backend(slot);
-    if backend.is_none_or(|backend| backend.state == 0) {
-        return Verdict::End(Reason::DropNoBackend);
-    }
-    if !tables.take_budget(class) {
-        return deliver(backend, Reason::DeliverOverBudget);
-    }
-    let witnessed = if class == BUDGET_DERIVED { 0 } else { WITNESSED };
-    let entry = new_entry(tables, packet, first_owners(tables, fresh), slot, state, witnessed);
-    match tables.insert(&packet.key, &entry) {
-        Inserted::Yes => {
-            tables.emit(&packet.key, &entry);
-            deliver(backend, Reason::DeliverNew)
-        }
-        Inserted::Exists => deliver(backend, Reason::DeliverKnown),
-        Inserted::Full => deliver(backend, Reason::DeliverTableFull),
-    }
-}
-
-/// The owners that an entry begins with: the flow's, if both may own misses.
-///
-/// A ranked owner that may not has never heard of the flow. As it may well forward, packets that meet the
-/// entry would be handed to it, and it would answer from a ring that nobody keeps up to date.
-#[inline(always)]
-fn first_owners<T: Tables>(tables: &T, fresh: &Fresh) -> Owners {
-    let node = tables.node();
-    let able = eligible(tables) | bit(node.id);
-    let ranked = bit(fresh.owners.primary) | bit(fresh.owners.backup);
-    if ranked & !able == 0 { fresh.owners } else { tables.rank(fresh.hash, able & node.configured) }
-}
-
-#[inline(always)]
-fn new_entry<K: FlowKey, T: Tables>(
-    tables: &T,
-    packet: &Packet<K>,
-    owners: Owners,
-    backend: u16,
-    state: u8,
-    witnessed: u8,
-) -> FlowEntry {
-    let node = tables.node();
-    let now = tick(tables.now_ns());
-    FlowEntry {
-        last_seen: now,
-        created: now,
-        tag: packet.key.tag(),
-        creator_incarnation: node.incarnation,
-        generation: 0,
-        revision: 0,
-        term: 0,
-        backend,
-        state,
-        // The SYN and this one; of no meaning in other states.
-        packets: 2,
-        creator: node.id | witnessed,
-        primary: owners.primary,
-        backup: owners.backup,
-        padding: [0; 3],
-    }
-}
-
-/// The backend of the entry is out of service and the packet begins anew: another backend, the next generation.
-#[inline(always)]
-fn place_anew<'t, K: FlowKey, T: Flows<K>>(
-    tables: &'t T,
-    packet: &Packet<K>,
-    service: Service,
-    old: &FlowEntry,
-) -> Verdict<'t> {
-    let hash = packet.key.hash(&tables.node().hash_key);
-    let owners = Owners { primary: old.primary, backup: old.backup };
-    let slot = stateless(tables, &Fresh { hash, owners, ring: service.ring });
-    let Some(backend) = usable_backend(tables, slot) else {
-        return deliver(tables.backend(old.backend), Reason::DeliverKnown);
-    };
-    let entry = FlowEntry {
-        generation: old.generation.saturating_add(1),
-        term: old.term,
-        ..new_entry(tables, packet, owners, slot, STATE_ESTABLISHED, WITNESSED)
-    };
-    tables.replace(&packet.key, &entry);
-    tables.emit(&packet.key, &entry);
-    deliver(Some(backend), Reason::DeliverNew)
-}
-
-#[inline(always)]
-fn stateless<T: Tables>(tables: &T, fresh: &Fresh) -> u16 {
-    tables.ring(fresh.ring, ring_slot(fresh.hash))
-}
-
-/// The backend in `slot`, if it may be given packets of flows that are not its own yet.
-#[inline(always)]
-fn usable_backend<T: Tables>(tables: &T, slot: u16) -> Option<&Target> {
-    tables.backend(slot).filter(|backend| backend.is_in_service())
-}
-
-#[inline(always)]
-fn deliver(backend: Option<&Target>, reason: Reason) -> Verdict<'_> {
+fn deliver(backend: Option<&Target>, slot: u16, reason: Reason, service: u32) -> Verdict<'_> {
     match backend {
-        Some(backend) if backend.state != 0 => Verdict::Deliver(backend, reason),
-        _ => Verdict::End(Reason::DropNoBackend),
+        Some(backend) if backend.state != 0 => Verdict { way: Way::Deliver(backend, slot), reason, service },
+        _ => Verdict::end(Reason::DropNoBackend, service),
     }
 }
 

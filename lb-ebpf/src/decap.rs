@@ -13,7 +13,7 @@ use crate::{cursor::Cursor, maps};
 /// Passes everything up: a packet from a balancer for a VIP without its outer header, all else untouched.
 #[xdp]
 fn decap(ctx: XdpContext) -> u32 {
-    let cursor = Cursor::new(&ctx);
+    let cursor = Cursor::linear(&ctx);
     let bytes = cursor.length();
     let outcome = match judge(&cursor, &Maps) {
         Ok(inner) => strip(&cursor, inner),
@@ -52,7 +52,7 @@ fn strip(cursor: &Cursor<'_>, inner: IpFields) -> Outcome {
         let (link, ip) = front.split_at_mut(ETHERNET);
         link.copy_from_slice(&ethernet);
         ip[1] = inner.tos;
-        [ip[10], ip[11]] = inner.checksum;
+        [ip[10], ip[11]] = inner.checksum.to_ne_bytes();
     }
     Outcome::Stripped
 }

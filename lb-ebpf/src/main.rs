@@ -5,6 +5,7 @@
 #![cfg_attr(target_arch = "bpf", no_std)]
 #![cfg_attr(target_arch = "bpf", no_main)]
 
+mod answer;
 mod cursor;
 mod decap;
 mod forward;
@@ -12,67 +13,256 @@ mod maps;
 mod probe;
 mod tables;
 
-use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, macros::xdp, programs::XdpContext};
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    macros::xdp,
+    programs::XdpContext,
+};
 use lb_common::{
-    outer,
-    parse::{Frame as _, Parsed, parse},
+    flow::{FlowKey, FlowKeyV4, FlowKeyV6},
+    node::{BUDGET_ANSWERS, NODE_DROP_OVERSIZED},
+    outer::{self, Purpose},
+    packet::{Packet, Part},
+    parse::{Arrival, Flow, Frame as _, Front, Place, arrival, flow_v4, flow_v6, front},
     reason::{Action, Reason},
-    steer::{Verdict, steer},
+    steer::{Flows, Tables as _, Verdict, Way, steer_quickly, steer_rest},
     target::Target,
 };
 
-use crate::{cursor::Cursor, tables::Maps};
+use crate::{
+    answer::Oversized,
+    cursor::Cursor,
+    tables::{Aside, Maps},
+};
 
 /// Balances packets for the services' VIPs; everything else passes.
 #[xdp]
 fn balancer(ctx: XdpContext) -> u32 {
-    let cursor = Cursor::new(&ctx);
-    let bytes = cursor.length();
-    let (reason, way) = balance(&cursor);
-    maps::count(reason, bytes);
-    #[cfg(feature = "log")]
-    aya_log_ebpf::debug!(&ctx, "{}", reason.name());
-    action(&cursor, reason, way)
+    run(&Cursor::linear(&ctx))
 }
 
-/// The interface that a packet leaves by; 0 if it does not leave.
-type Way = u32;
+/// The same for frames that lie in several buffers (kernel 5.18, c2f2cdbeffda): MTUs beyond a page.
+#[xdp(frags)]
+fn balancer_frags(ctx: XdpContext) -> u32 {
+    run(&Cursor::multi_buffer(&ctx))
+}
 
 #[inline(always)]
-fn balance(cursor: &Cursor<'_>) -> (Reason, Way) {
-    let Some(mut maps) = Maps::open() else { return (Reason::Unconfigured, 0) };
-    let packet = match parse(cursor, &maps, cursor.ingress()) {
-        Parsed::End(reason) => return (reason, 0),
-        Parsed::Probe { from } => return (probe::reflect(cursor, from), cursor.ingress()),
-        Parsed::Echo { from } => return (probe::take(cursor, from), 0),
-        Parsed::Packet(packet) => packet,
+fn run(cursor: &Cursor<'_>) -> u32 {
+    let end = balance(cursor);
+    maps::count(end.reason, cursor.length());
+    action(cursor, end)
+}
+
+/// What became of a packet, and the interface that it leaves by; 0 if it does not leave.
+#[derive(Clone, Copy)]
+struct End {
+    reason: Reason,
+    way: u32,
+}
+
+impl End {
+    #[inline(always)]
+    const fn here(reason: Reason) -> Self {
+        Self { reason, way: 0 }
+    }
+
+    /// As one word.
+    #[inline(always)]
+    const fn pack(self) -> u64 {
+        (self.way as u64) << 32 | self.reason as u64
+    }
+
+    #[inline(always)]
+    fn unpack(packed: u64) -> Self {
+        Self { reason: Reason::from_index(packed as u8), way: (packed >> 32) as u32 }
+    }
+}
+
+#[inline(always)]
+fn balance(cursor: &Cursor<'_>) -> End {
+    let Some(maps) = Maps::open() else { return End::here(Reason::Unconfigured) };
+    let (ctx, length) = (cursor.context(), cursor.length());
+    let place = match front(cursor, &maps) {
+        Front::Flow(place) => place.pack(),
+        Front::Own(place) => match arrive(ctx, place.pack(), length) {
+            end if end & ARRIVED == 0 => return End::unpack(end),
+            place => place,
+        },
+        Front::End(reason) => return End::here(reason),
     };
-    maps.set_clock();
-    let (rewrite, target, reason): (_, &Target, _) = match steer(&maps, &packet) {
-        Verdict::End(reason) => return (reason, 0),
-        Verdict::Deliver(target, reason) => (outer::delivery(&packet, maps.node, target), target, reason),
-        Verdict::HandOff(target, reason) => (outer::hand_off(&packet, maps.node, target), target, reason),
+    End::unpack(if Place::unpack(place).is_v6 {
+        match quick_v6(ctx, place, length) {
+            REST => forward_v6(ctx, length, rest_v6()),
+            end => end,
+        }
+    } else {
+        match quick_v4(ctx, place, length) {
+            REST => forward_v4(ctx, length, rest_v4()),
+            end => end,
+        }
+    })
+}
+
+/// A packed place that came through a peer, as `Place::pack` marks it; in a packed end this bit is zero.
+const ARRIVED: u64 = 1 << 24;
+/// Instead of an end: the packet was put aside.
+const REST: u64 = u64::MAX;
+
+// Global functions (kernel 5.6, be8704ff07d2): the verifier walks each once, and not once for every path that calls it;
+// and one after the other they need less stack than one within the other.
+
+/// A packet to this member's own address: the place of the packet inside, or an end.
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn arrive(ctx: *mut xdp_md, place: u64, length: usize) -> u64 {
+    let ctx = XdpContext::new(ctx);
+    let cursor = Cursor::new(&ctx, length);
+    let Some(maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
+    let end = match arrival(&cursor, &maps, Place::unpack(place), cursor.ingress()) {
+        Arrival::HandOff(inner) => return inner.pack(),
+        Arrival::Probe(probe) => End { reason: probe::reflect(&cursor, probe), way: cursor.ingress() },
+        Arrival::ProbeEcho(probe) => End::here(probe::take(&cursor, probe)),
+        Arrival::End(reason) => End::here(reason),
     };
-    let rewrite = match rewrite {
-        Ok(rewrite) => rewrite,
-        Err(reason) => return (reason, 0),
+    end.pack()
+}
+
+macro_rules! family {
+    ($key:ty, $flow:ident, $quick:ident, $rest:ident, $forward:ident) => {
+        /// Packets of known flows; others are put aside.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $quick(ctx: *mut xdp_md, place: u64, length: usize) -> u64 {
+            let ctx = XdpContext::new(ctx);
+            let cursor = Cursor::new(&ctx, length);
+            let Some(mut maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
+            let flow = $flow(&cursor, &maps, Place::unpack(place));
+            maps.set_clock();
+            quick(&cursor, &maps, flow)
+        }
+
+        /// The verdict on the packet that was put aside, packed.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $rest() -> u64 {
+            let (Some(mut maps), Some(packet)) = (Maps::open(), Packet::<$key>::aside()) else { return 0 };
+            maps.set_clock();
+            steer_rest(&maps, packet).pack()
+        }
+
+        /// Carries out the verdict on the packet that was put aside.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $forward(ctx: *mut xdp_md, length: usize, verdict: u64) -> u64 {
+            let ctx = XdpContext::new(ctx);
+            let cursor = Cursor::new(&ctx, length);
+            let (Some(mut maps), Some(packet)) = (Maps::open(), Packet::<$key>::aside()) else { return 0 };
+            maps.set_clock();
+            carry_out(&cursor, &maps, packet, &Verdict::unpack(verdict, &maps)).pack()
+        }
     };
-    let way = target.next_hop.ifindex;
-    match forward::encapsulate(cursor, packet.via_peer, &rewrite) {
-        Ok(()) => (reason, way),
-        Err(reason) => (reason, 0),
+}
+family!(FlowKeyV4, flow_v4, quick_v4, rest_v4, forward_v4);
+family!(FlowKeyV6, flow_v6, quick_v6, rest_v6, forward_v6);
+
+#[inline(always)]
+fn quick<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, flow: Flow<K>) -> u64
+where
+    Maps: Flows<K>,
+    Packet<K>: Aside,
+{
+    let end = match flow {
+        Flow::Packet(packet) => match steer_quickly(maps, &packet) {
+            Some(verdict) => carry_out(cursor, maps, &packet, &verdict),
+            None => match Packet::<K>::aside() {
+                Some(aside) => {
+                    *aside = packet;
+                    return REST;
+                }
+                None => End::here(Reason::Unconfigured),
+            },
+        },
+        Flow::Ping(_) if !maps.take_budget(BUDGET_ANSWERS) => End::here(Reason::DropAnswerBudget),
+        Flow::Ping(ping) => End { reason: answer::ping(cursor, ping), way: cursor.ingress() },
+        Flow::End(reason) => End::here(reason),
+    };
+    end.pack()
+}
+
+#[inline(always)]
+fn carry_out<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, packet: &Packet<K>, verdict: &Verdict<'_>) -> End {
+    let bytes = cursor.length();
+    let (to, counter) = match verdict.way {
+        Way::Deliver(backend, slot) => (backend, maps::BACKEND_COUNT.get_ptr_mut(u32::from(slot))),
+        Way::HandOff(member, id) => (member, maps::MEMBER_COUNT.get_ptr_mut(u32::from(id))),
+        Way::End => {
+            // What passes is of no service.
+            maps::count_service(verdict.service, Action::Drop, bytes);
+            return End::here(verdict.reason);
+        }
+    };
+    let purpose = match verdict.reason {
+        Reason::HandOffSecondChance => Purpose::SecondChance,
+        Reason::HandOffKnown | Reason::HandOffUnknown | Reason::HandOffFragment => Purpose::HandOff,
+        _ => Purpose::Delivery,
+    };
+    let action = if matches!(purpose, Purpose::Delivery) { Action::Deliver } else { Action::HandOff };
+    let refusal = match outer::encapsulate(packet, purpose, to) {
+        Ok(rewrite) => match forward::encapsulate(cursor, packet, &rewrite, maps.node, to) {
+            Ok(()) => {
+                maps::add(counter, bytes);
+                maps::count_service(verdict.service, action, bytes);
+                return End { reason: verdict.reason, way: to.next_hop.ifindex };
+            }
+            Err(reason) => reason,
+        },
+        Err(reason) => reason,
+    };
+    if refusal as u32 == Reason::DropTooBig as u32 {
+        let end = oversized(cursor, maps, packet, to);
+        let is_answered = end.reason as u32 == Reason::TooBigAnswered as u32;
+        maps::count_service(verdict.service, if is_answered { Action::Answer } else { Action::Drop }, bytes);
+        return end;
+    }
+    maps::count_service(verdict.service, Action::Drop, bytes);
+    End::here(refusal)
+}
+
+/// No error is sent about an error, or about a later fragment (RFC 1122, section 3.2.2).
+#[inline(always)]
+fn oversized<K: FlowKey>(
+    cursor: &Cursor<'_>,
+    maps: &Maps,
+    packet: &Packet<K>,
+    to: &Target,
+) -> End {
+    let is_silent = !packet.ip.is_whole && maps.node.flags & NODE_DROP_OVERSIZED != 0;
+    let mtu = u32::from(to.next_hop.mtu).saturating_sub(outer::overhead(to) as u32);
+    if is_silent || mtu == 0 || !matches!(packet.part, Part::Whole | Part::FirstFragment) {
+        return End::here(Reason::DropTooBig);
+    }
+    if !maps.take_budget(BUDGET_ANSWERS) {
+        return End::here(Reason::DropAnswerBudget);
+    }
+    let packet = Oversized { at: packet.at, is_v6: K::IS_V6, via_peer: packet.via_peer, mtu };
+    match answer::too_big(cursor, packet) {
+        0 => End::here(Reason::DropTooBig),
+        way => End { reason: Reason::TooBigAnswered, way },
     }
 }
 
 /// The whole pass and drop policy.
 #[inline(always)]
-fn action(cursor: &Cursor<'_>, reason: Reason, way: Way) -> u32 {
-    match reason.action() {
+fn action(cursor: &Cursor<'_>, end: End) -> u32 {
+    match end.reason.action_by_table() {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop | Action::Consume => xdp_action::XDP_DROP,
-        Action::Answer | Action::Deliver | Action::HandOff if way == cursor.ingress() => xdp_action::XDP_TX,
-        // SAFETY: a helper call without pointers.
-        Action::Answer | Action::Deliver | Action::HandOff => unsafe { bpf_redirect(way, 0) as u32 },
+        Action::Answer | Action::Deliver | Action::HandOff if end.way == cursor.ingress() => xdp_action::XDP_TX,
+        // An interface that is not in the map drops the packet: the kernel counts it (xdp_redirect_map_err).
+        Action::Answer | Action::Deliver | Action::HandOff => {
+            maps::DEVICES.redirect(end.way, 0).unwrap_or_else(|action| action)
+        }
     }
 }
 

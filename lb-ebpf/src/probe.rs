@@ -2,27 +2,23 @@
 
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use lb_common::{
-    liveness::{PROBE_ECHO, Probe},
-    packet::ETHERNET,
-    parse::{Frame as _, PROBE_OFFSET},
+    bytes::{load16, load32, load64, store16, store32, store64},
+    checksum::updated,
+    liveness::{PROBE_ECHO, PROBE_REQUEST, Probe},
+    packet::{IPV4, IPV6},
+    parse::{Frame as _, ProbeFrame},
     reason::Reason,
 };
 
-use crate::{cursor::Cursor, maps};
+use crate::{answer::turn, cursor::Cursor, maps};
 
-/// Offsets in a frame with an IPv4 header without options.
-const SOURCE_MAC: usize = 6;
-const SOURCE: usize = ETHERNET + 12;
-const DESTINATION: usize = ETHERNET + 16;
-const PORTS: usize = ETHERNET + 20;
-const UDP_CHECKSUM: usize = ETHERNET + 26;
-/// Everything in front of the payload.
-const FRONT: usize = ETHERNET + 28;
+const UDP: usize = 8;
 
 /// A peer's probe: its agent lives, and this is what it says.
 #[inline(always)]
-pub(crate) fn reflect(cursor: &Cursor<'_>, from: u8) -> Reason {
-    if let (Some(heard), Some(probe)) = (maps::HEARD.get_ptr_mut(u32::from(from)), cursor.header::<Probe>(PROBE_OFFSET))
+pub(crate) fn reflect(cursor: &Cursor<'_>, frame: ProbeFrame) -> Reason {
+    if let (Some(heard), Some(probe)) =
+        (maps::HEARD.get_ptr_mut(u32::from(frame.from)), cursor.header::<Probe>(frame.probe_at()))
     {
         // SAFETY: the map's element; no reference is made, because other CPUs write too, and its readers tolerate a
         // half-written one.
@@ -35,14 +31,17 @@ pub(crate) fn reflect(cursor: &Cursor<'_>, from: u8) -> Reason {
             (*heard).probe_ns = bpf_ktime_get_ns();
         }
     }
-    turn_round(cursor);
-    Reason::ProbeReflected
+    match turn_round(cursor, frame) {
+        Some(()) => Reason::ProbeReflected,
+        None => Reason::DropProbe,
+    }
 }
 
 /// The echo of this member's own probe: the peer's datapath lives.
 #[inline(always)]
-pub(crate) fn take(cursor: &Cursor<'_>, from: u8) -> Reason {
-    if let (Some(heard), Some(probe)) = (maps::HEARD.get_ptr_mut(u32::from(from)), cursor.header::<Probe>(PROBE_OFFSET))
+pub(crate) fn take(cursor: &Cursor<'_>, frame: ProbeFrame) -> Reason {
+    if let (Some(heard), Some(probe)) =
+        (maps::HEARD.get_ptr_mut(u32::from(frame.from)), cursor.header::<Probe>(frame.probe_at()))
     {
         // SAFETY: as in `reflect`.
         unsafe {
@@ -54,24 +53,35 @@ pub(crate) fn take(cursor: &Cursor<'_>, from: u8) -> Reason {
     Reason::EchoTaken
 }
 
-/// Back to the sender: swapped addresses and ports keep the IP checksum right, UDP goes without one (RFC 768).
+/// Back to the sender. Swapped addresses and ports keep every checksum right; only the kind changes.
 #[inline(always)]
-fn turn_round(cursor: &Cursor<'_>) {
-    let Some(front) = cursor.header_mut::<[u8; FRONT]>(0) else { return };
-    swap::<6>(front, 0, SOURCE_MAC);
-    swap::<4>(front, SOURCE, DESTINATION);
-    swap::<2>(front, PORTS, PORTS + 2);
-    [front[UDP_CHECKSUM], front[UDP_CHECKSUM + 1]] = [0, 0];
-    if let Some(probe) = cursor.header_mut::<Probe>(PROBE_OFFSET) {
-        probe.kind = PROBE_ECHO;
+fn turn_round(cursor: &Cursor<'_>, frame: ProbeFrame) -> Option<()> {
+    turn(cursor)?;
+    if frame.is_v6 {
+        let ip = cursor.header_mut::<[u8; IPV6]>(frame.at)?;
+        let source = [load64::<8, _>(ip), load64::<16, _>(ip)];
+        let destination = [load64::<24, _>(ip), load64::<32, _>(ip)];
+        store64::<8, _>(ip, destination[0]);
+        store64::<16, _>(ip, destination[1]);
+        store64::<24, _>(ip, source[0]);
+        store64::<32, _>(ip, source[1]);
+    } else {
+        let ip = cursor.header_mut::<[u8; IPV4]>(frame.at)?;
+        let (source, destination) = (load32::<12, _>(ip), load32::<16, _>(ip));
+        store32::<12, _>(ip, destination);
+        store32::<16, _>(ip, source);
     }
-}
-
-#[inline(always)]
-fn swap<const N: usize>(front: &mut [u8; FRONT], a: usize, b: usize) {
-    let mut i = 0;
-    while i < N {
-        front.swap(a + i, b + i);
-        i += 1;
-    }
+    let udp = cursor.header_mut::<[u8; UDP]>(frame.udp_at())?;
+    let ports = load32::<0, _>(udp);
+    store32::<0, _>(udp, ports.rotate_left(16));
+    // IPv4 allows UDP without a checksum (RFC 768); IPv6 does not.
+    let checksum = if frame.is_v6 {
+        // Version and kind share a word.
+        updated(load16::<6, _>(udp), u16::from_ne_bytes([0, PROBE_REQUEST]), u16::from_ne_bytes([0, PROBE_ECHO]))
+    } else {
+        0
+    };
+    store16::<6, _>(udp, checksum);
+    cursor.header_mut::<Probe>(frame.probe_at())?.kind = PROBE_ECHO;
+    Some(())
 }

@@ -1,14 +1,18 @@
 //! `lb-common`'s tables, over the BPF maps.
 
-use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns};
+use aya_ebpf::{
+    btf_maps::lpm_trie::Key,
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
+};
 use lb_common::{
     address::Address,
-    flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
+    flow::{EventV4, EventV6, FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, heard_lately},
-    node::Node,
+    node::{NODE_PEER_PREFIXES, Node},
     rank::{Owners, rank},
     service::{Service, ServiceKey},
+    packet::Packet,
     steer::{Flows, Inserted, Tables},
     target::Target,
 };
@@ -22,6 +26,7 @@ const BPF_EXIST: u64 = 2;
 const EEXIST: i32 = 17;
 
 /// The maps, with what nearly every packet needs at hand.
+#[derive(Clone, Copy)]
 pub(crate) struct Maps {
     /// This member.
     pub(crate) node: &'static Node,
@@ -40,11 +45,11 @@ impl Maps {
         Some(Self { node, liveness: maps::LIVENESS.get(0)?, now_ns: 0 })
     }
 
-    /// Reads the clock: left until a packet is known to need it.
+    /// Reads the clock: left until a packet is known to need it. The coarse one costs a load, and ticks every few milliseconds.
     #[inline(always)]
     pub(crate) fn set_clock(&mut self) {
         // SAFETY: a helper call without arguments.
-        self.now_ns = unsafe { bpf_ktime_get_ns() };
+        self.now_ns = unsafe { bpf_ktime_get_coarse_ns() };
     }
 }
 
@@ -75,14 +80,18 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn may_be_vip(&self, address: &Address) -> bool {
+    fn may_be_vip(&self, address: Address) -> bool {
         maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
     }
 
     #[inline(always)]
     fn member_at(&self, address: &Address) -> Option<u8> {
         // SAFETY: the value is one word; a concurrent update is seen whole or not at all.
-        unsafe { maps::PEERS.get(address) }.map(|id| *id as u8)
+        let member = unsafe { maps::PEERS.get(address) };
+        if member.is_none() && self.node.flags & NODE_PEER_PREFIXES != 0 {
+            return maps::PEER_PREFIXES.get(&Key::new(128, *address)).map(|id| *id as u8);
+        }
+        member.map(|id| *id as u8)
     }
 
     #[inline(always)]
@@ -116,7 +125,7 @@ impl Tables for Maps {
     fn take_budget(&self, class: usize) -> bool {
         let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
         // SAFETY: this CPU's own element.
-        unsafe { &mut *budget }.take(class, &self.node.budgets, self.now_ns)
+        unsafe { &mut *budget }.take(class, &self.liveness.budgets, self.now_ns)
     }
 }
 
@@ -129,17 +138,6 @@ extern "C" fn ring_entry(ring: u32, slot: u32) -> u32 {
     let Some(ring) = maps::RINGS.get_value(ring, &0) else { return 0 };
     // A mask bounds the index in a way that the verifier understands; `ring_slot` stays below it anyway.
     u32::from(ring.slots[slot as usize & (ring.slots.len() - 1)])
-}
-
-#[inline(never)]
-fn emit_event(key: &FlowKeyV4, entry: &FlowEntry) -> u32 {
-    // SAFETY: a helper call without arguments.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    let Some(ring) = maps::EVENTS.get(cpu) else { return 0 };
-    let Some(mut event) = ring.reserve_untyped::<EventV4>(0) else { return 0 };
-    event.write(EventV4 { key: *key, entry: *entry });
-    event.submit(0);
-    1
 }
 
 /// The owners among `candidates`: the primary's id in the lowest byte, the backup's in the next.
@@ -164,63 +162,109 @@ fn probe_heard_ns(id: u8) -> u64 {
     maps::HEARD.get(u32::from(id)).map_or(0, Heard::probe_with_records_ns)
 }
 
-impl Flows<FlowKeyV4> for Maps {
-    type Flow = *mut FlowEntry;
+/// A packet that is put aside, for functions that have no room for it on their stack.
+pub(crate) trait Aside: Sized + 'static {
+    /// Where this CPU's is kept.
+    fn aside() -> Option<&'static mut Self>;
+}
 
-    #[inline(always)]
-    fn flow(&self, key: &FlowKeyV4) -> Option<Self::Flow> {
-        maps::FLOWS.get_ptr_mut(key)
-    }
+macro_rules! flows {
+    ($($key:ty, $event:ident, $flows:ident, $pending:ident, $fragments:ident, $emit:ident, $aside:ident;)*) => {$(
+        impl Flows<$key> for Maps {
+            type Flow = *mut FlowEntry;
 
-    #[inline(always)]
-    fn entry(&self, flow: Self::Flow) -> FlowEntry {
-        // SAFETY: an element of the preallocated map stays mapped; its fields may change meanwhile.
-        unsafe { *flow }
-    }
+            #[inline(always)]
+            fn flow(&self, key: &$key) -> Option<Self::Flow> {
+                maps::$flows.get_ptr_mut(key)
+            }
 
-    #[inline(always)]
-    fn touch(&self, flow: Self::Flow, tag: u32, step: Lifecycle) {
-        // SAFETY: as above; no reference is made, because other CPUs write too. The tag is compared right before the
-        // writes, and each is one store.
-        unsafe {
-            if (*flow).tag == tag {
-                (*flow).last_seen = step.last_seen;
-                (*flow).revision = step.revision;
-                (*flow).state = step.state;
-                (*flow).packets = step.packets;
+            #[inline(always)]
+            fn entry(&self, flow: Self::Flow) -> FlowEntry {
+                // SAFETY: an element of the preallocated map stays mapped; its fields may change meanwhile.
+                unsafe { *flow }
+            }
+
+            #[inline(always)]
+            fn touch(&self, flow: Self::Flow, tag: u32, step: Lifecycle) {
+                // SAFETY: as above; no reference is made, because other CPUs write too. The tag is compared right before
+                // the writes, and each is one store.
+                unsafe {
+                    if (*flow).tag == tag {
+                        (*flow).last_seen = step.last_seen;
+                        (*flow).revision = step.revision;
+                        (*flow).state = step.state;
+                        (*flow).packets = step.packets;
+                    }
+                }
+            }
+
+            #[inline(always)]
+            fn insert(&self, key: &$key, entry: &FlowEntry) -> Inserted {
+                match maps::$flows.insert(key, entry, BPF_NOEXIST) {
+                    Ok(()) => Inserted::Yes,
+                    Err(error) if error == -EEXIST => Inserted::Exists,
+                    Err(_) => Inserted::Full,
+                }
+            }
+
+            #[inline(always)]
+            fn replace(&self, key: &$key, entry: &FlowEntry) {
+                // Fails only if the agent deleted the entry meanwhile: then the flow begins anew with its next packet.
+                let _ = maps::$flows.insert(key, entry, BPF_EXIST);
+            }
+
+            #[inline(always)]
+            fn pending(&self, key: &$key) -> Option<Pending> {
+                // SAFETY: copied at once; elements are replaced, not written into.
+                unsafe { maps::$pending.get(key) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_pending(&self, key: &$key, pending: &Pending) {
+                // Fails only under contention for a free element: then the tuple is remembered at its next packet.
+                let _ = maps::$pending.insert(key, pending, 0);
+            }
+
+            #[inline(always)]
+            fn fragment(&self, datagram: &$key) -> Option<Fragment> {
+                // SAFETY: copied at once; elements are replaced, not written into.
+                unsafe { maps::$fragments.get(datagram) }.copied()
+            }
+
+            #[inline(always)]
+            fn set_fragment(&self, datagram: &$key, fragment: &Fragment) {
+                // Fails only under contention for a free element: then the later fragments are dropped and counted.
+                let _ = maps::$fragments.insert(datagram, fragment, 0);
+            }
+
+            #[inline(always)]
+            fn emit(&self, key: &$key, entry: &FlowEntry) {
+                $emit(key, entry);
             }
         }
-    }
 
-    #[inline(always)]
-    fn insert(&self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
-        match maps::FLOWS.insert(key, entry, BPF_NOEXIST) {
-            Ok(()) => Inserted::Yes,
-            Err(error) if error == -EEXIST => Inserted::Exists,
-            Err(_) => Inserted::Full,
+        impl Aside for Packet<$key> {
+            #[inline(always)]
+            fn aside() -> Option<&'static mut Self> {
+                // SAFETY: this CPU's own element, and XDP programs of one CPU do not interrupt each other; no caller holds
+                // two of these at a time.
+                maps::$aside.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+            }
         }
-    }
 
-    #[inline(always)]
-    fn replace(&self, key: &FlowKeyV4, entry: &FlowEntry) {
-        // Fails only if the agent deleted the entry meanwhile: then the flow begins anew with its next packet.
-        let _ = maps::FLOWS.insert(key, entry, BPF_EXIST);
-    }
-
-    #[inline(always)]
-    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
-        // SAFETY: copied at once; elements are replaced, not written into.
-        unsafe { maps::PENDING.get(key) }.copied()
-    }
-
-    #[inline(always)]
-    fn set_pending(&self, key: &FlowKeyV4, pending: &Pending) {
-        // Fails only under contention for a free element: then the tuple is remembered at its next packet.
-        let _ = maps::PENDING.insert(key, pending, 0);
-    }
-
-    #[inline(always)]
-    fn emit(&self, key: &FlowKeyV4, entry: &FlowEntry) {
-        emit_event(key, entry);
-    }
+        #[inline(never)]
+        fn $emit(key: &$key, entry: &FlowEntry) -> u32 {
+            // SAFETY: a helper call without arguments.
+            let cpu = unsafe { bpf_get_smp_processor_id() };
+            let Some(ring) = maps::EVENTS.get(cpu) else { return 0 };
+            let Some(mut event) = ring.reserve_untyped::<$event>(0) else { return 0 };
+            event.write($event { key: *key, entry: *entry });
+            event.submit(0);
+            1
+        }
+    )*};
+}
+flows! {
+    FlowKeyV4, EventV4, FLOWS, PENDING, FRAGMENTS, emit_v4, ASIDE;
+    FlowKeyV6, EventV6, FLOWS_V6, PENDING_V6, FRAGMENTS_V6, emit_v6, ASIDE_V6;
 }
