@@ -200,7 +200,10 @@ mod tests {
         for (address, header) in [(mapped([10, 0, 0, 1]), 20), ([7; 16], 40)] {
             target.address = address;
             let longest = packet(65_535 - header);
-            assert_eq!(encapsulate(&longest, Purpose::Delivery, &target).map(|rewrite| rewrite.inner.length), Ok(65_535 - header));
+            assert_eq!(
+                encapsulate(&longest, Purpose::Delivery, &target).map(|rewrite| rewrite.inner.length),
+                Ok(65_535 - header)
+            );
             for length in [65_536 - header, 65_535] {
                 let too_long = packet(length);
                 assert_eq!(encapsulate(&too_long, Purpose::Delivery, &target), Err(Reason::DropTooBig));

@@ -1,10 +1,6 @@
 //! Services: what is balanced.
 
-use crate::{
-    address::Address,
-    hash::mix,
-    map_type,
-};
+use crate::{address::Address, hash::mix, map_type};
 
 map_type! {
     /// A service's identity.

@@ -50,26 +50,13 @@ pub const TARGET_REMOVED: u8 = 4;
 
 impl NextHop {
     /// Not resolved.
-    pub const NONE: Self = Self {
-        destination: [0; 6],
-        source: [0; 6],
-        ifindex: 0,
-        mtu: 0,
-        tag_bytes: 0,
-        padding: 0,
-        tags: [0; 8],
-    };
+    pub const NONE: Self =
+        Self { destination: [0; 6], source: [0; 6], ifindex: 0, mtu: 0, tag_bytes: 0, padding: 0, tags: [0; 8] };
 }
 
 impl Target {
     /// An unused element.
-    pub const NONE: Self = Self {
-        address: [0; 16],
-        next_hop: NextHop::NONE,
-        ring: 0,
-        state: 0,
-        padding: [0; 3],
-    };
+    pub const NONE: Self = Self { address: [0; 16], next_hop: NextHop::NONE, ring: 0, state: 0, padding: [0; 3] };
 
     /// Whether the outer header to it is an IPv4 one.
     #[inline(always)]

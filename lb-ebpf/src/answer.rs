@@ -59,8 +59,7 @@ fn ping_v4(cursor: &Cursor<'_>, ping: Ping) -> Option<Reason> {
     let (source, destination) = (load32::<12, _>(ip), load32::<16, _>(ip));
     store32::<12, _>(ip, destination);
     store32::<16, _>(ip, source);
-    let checksum =
-        updated(load16::<10, _>(ip), u16::from_ne_bytes([ip[8], ip[9]]), u16::from_ne_bytes([ttl, ip[9]]));
+    let checksum = updated(load16::<10, _>(ip), u16::from_ne_bytes([ip[8], ip[9]]), u16::from_ne_bytes([ttl, ip[9]]));
     ip[8] = ttl;
     store16::<10, _>(ip, checksum);
     retype(cursor, ping, 0)
@@ -97,11 +96,8 @@ const fn answer_ttl(ping: Ping, ttl: u8) -> Option<u8> {
 fn retype(cursor: &Cursor<'_>, ping: Ping, reply: u8) -> Option<Reason> {
     if ping.icmp_at != 0 {
         let icmp = cursor.header_mut::<[u8; ICMP_HEADER]>(ping.icmp_at)?;
-        let checksum = updated(
-            load16::<2, _>(icmp),
-            u16::from_ne_bytes([icmp[0], icmp[1]]),
-            u16::from_ne_bytes([reply, icmp[1]]),
-        );
+        let checksum =
+            updated(load16::<2, _>(icmp), u16::from_ne_bytes([icmp[0], icmp[1]]), u16::from_ne_bytes([reply, icmp[1]]));
         icmp[0] = reply;
         store16::<2, _>(icmp, checksum);
     }
@@ -178,13 +174,7 @@ fn too_big_v4(cursor: &Cursor<'_>, link: usize, mtu: u32) -> Option<()> {
     let sum = cursor.sum::<QUOTE_V4>(link + IPV4 + ICMP_HEADER, 0)?;
     let [c0, c1] = finish(u64::from(sum) + u64::from(kind) + u64::from(next)).to_ne_bytes();
     let [l0, l1] = ((IPV4 + ICMP_HEADER + QUOTE_V4) as u16).to_be_bytes();
-    let mut words = [
-        u32::from_ne_bytes([0x45, 0, l0, l1]),
-        0,
-        u32::from_ne_bytes([TTL, ICMP, 0, 0]),
-        vip,
-        client,
-    ];
+    let mut words = [u32::from_ne_bytes([0x45, 0, l0, l1]), 0, u32::from_ne_bytes([TTL, ICMP, 0, 0]), vip, client];
     let [h0, h1] = of_ipv4_header(&words).to_ne_bytes();
     words[2] = u32::from_ne_bytes([TTL, ICMP, h0, h1]);
     let front = cursor.header_mut::<[u8; IPV4 + ICMP_HEADER]>(link)?;

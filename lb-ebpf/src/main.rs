@@ -231,12 +231,7 @@ fn carry_out<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, packet: &Packet<K>, v
 
 /// No error is sent about an error, or about a later fragment (RFC 1122, section 3.2.2).
 #[inline(always)]
-fn oversized<K: FlowKey>(
-    cursor: &Cursor<'_>,
-    maps: &Maps,
-    packet: &Packet<K>,
-    to: &Target,
-) -> End {
+fn oversized<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, packet: &Packet<K>, to: &Target) -> End {
     let is_silent = !packet.ip.is_whole && maps.node.flags & NODE_DROP_OVERSIZED != 0;
     let mtu = u32::from(to.next_hop.mtu).saturating_sub(outer::overhead(to) as u32);
     if is_silent || mtu == 0 || !matches!(packet.part, Part::Whole | Part::FirstFragment) {

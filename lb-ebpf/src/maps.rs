@@ -10,8 +10,8 @@ use lb_common::{
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     liveness::{Heard, Liveness},
     maps::{
-        BACKENDS_MAX, CPUS_MAX, DEVICES_MAX, EVENT_RING_BYTES, FLOWS_MAX, FRAGMENTS_MAX, MEMBER_SLOTS, PEER_PREFIXES_MAX,
-        PENDING_MAX, SERVICES_MAX,
+        BACKENDS_MAX, CPUS_MAX, DEVICES_MAX, EVENT_RING_BYTES, FLOWS_MAX, FRAGMENTS_MAX, MEMBER_SLOTS,
+        PEER_PREFIXES_MAX, PENDING_MAX, SERVICES_MAX,
     },
     node::{Budget, Node},
     packet::{ETHERNET, Packet},

@@ -10,9 +10,9 @@ use lb_common::{
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, heard_lately},
     node::{NODE_PEER_PREFIXES, Node},
+    packet::Packet,
     rank::{Owners, rank},
     service::{Service, ServiceKey},
-    packet::Packet,
     steer::{Flows, Inserted, Tables},
     target::Target,
 };

@@ -37,7 +37,12 @@ pub(super) struct QuotedV6<'f> {
 
 /// `length` is what the IP header leaves for the ICMP message.
 #[inline(always)]
-pub(super) fn quoted_v4<F: Frame + ?Sized>(frame: &F, at: usize, length: usize, part: Part) -> Result<QuotedV4, Refusal> {
+pub(super) fn quoted_v4<F: Frame + ?Sized>(
+    frame: &F,
+    at: usize,
+    length: usize,
+    part: Part,
+) -> Result<QuotedV4, Refusal> {
     if matches!(part, Part::LaterFragment) {
         return Err(Refusal::Ping { icmp_at: 0 });
     }
@@ -68,7 +73,12 @@ pub(super) fn quoted_v4<F: Frame + ?Sized>(frame: &F, at: usize, length: usize, 
 
 /// `length` is what the IP headers leave for the ICMPv6 message.
 #[inline(always)]
-pub(super) fn quoted_v6<F: Frame + ?Sized>(frame: &F, at: usize, length: usize, part: Part) -> Result<QuotedV6<'_>, Refusal> {
+pub(super) fn quoted_v6<F: Frame + ?Sized>(
+    frame: &F,
+    at: usize,
+    length: usize,
+    part: Part,
+) -> Result<QuotedV6<'_>, Refusal> {
     if matches!(part, Part::LaterFragment) {
         return Err(Refusal::Ping { icmp_at: 0 });
     }

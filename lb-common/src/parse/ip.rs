@@ -42,7 +42,11 @@ pub(super) fn is_same(in_packet: &Address, in_map: &Address) -> bool {
 }
 
 #[inline(always)]
-pub(super) fn packet_v4<F: Frame + ?Sized>(frame: &F, place: Place, ip: &Ipv4Hdr) -> Result<Packet<FlowKeyV4>, Refusal> {
+pub(super) fn packet_v4<F: Frame + ?Sized>(
+    frame: &F,
+    place: Place,
+    ip: &Ipv4Hdr,
+) -> Result<Packet<FlowKeyV4>, Refusal> {
     let at = place.at;
     let header = (ip.vihl & 0x0f) as usize * 4;
     let length = u16::from_be(load16::<{ offset_of!(Ipv4Hdr, tot_len) }, _>(ip)) as usize;
@@ -94,7 +98,11 @@ pub(super) fn packet_v4<F: Frame + ?Sized>(frame: &F, place: Place, ip: &Ipv4Hdr
 }
 
 #[inline(always)]
-pub(super) fn packet_v6<F: Frame + ?Sized>(frame: &F, place: Place, ip: &Ipv6Hdr) -> Result<Packet<FlowKeyV6>, Refusal> {
+pub(super) fn packet_v6<F: Frame + ?Sized>(
+    frame: &F,
+    place: Place,
+    ip: &Ipv6Hdr,
+) -> Result<Packet<FlowKeyV6>, Refusal> {
     let at = place.at;
     let length = IPV6 + u16::from_be(load16::<{ offset_of!(Ipv6Hdr, payload_len) }, _>(ip)) as usize;
     if ip.vcf[0] >> 4 != 6 || at + length > place.end {

@@ -38,7 +38,7 @@ pub(super) fn of(config: &Config) -> View {
             reset: cluster.timeouts.reset,
             udp: cluster.timeouts.udp,
         },
-        budgets: [budgets.tcp, budgets.udp, budgets.derived].map(per_window),
+        budgets: [budgets.tcp, budgets.udp, budgets.derived, budgets.tcp, budgets.derived].map(per_window),
         services: config.services.iter().map(service).collect(),
         limits: Limits { flows: config.node.flows_max as usize, ..Limits::default() },
     }

@@ -2,7 +2,8 @@
 
 use lb_common::{
     abi::SCHEMA,
-    node::{NODE_FIRST_PACKET, Node},
+    address::is_mapped,
+    node::{NODE_FIRST_PACKET, Node, Source, V4, V6},
     rank::{Seed, seed},
 };
 use zerocopy::FromZeros;
@@ -50,7 +51,12 @@ impl Core {
         let mut node = Node::new_zeroed();
         node.schema = SCHEMA;
         node.hash_key = view.hash_key;
-        node.address = view.member(view.me).map_or([0; 16], |member| member.address);
+        if let Some(own) = view.member(view.me).map(|member| member.address) {
+            let family = if is_mapped(&own) { V4 } else { V6 };
+            node.addresses[family] = own;
+            node.delivery_sources[family] = Source { address: own, spread: [0; 4] };
+            node.hand_off_sources[family] = node.delivery_sources[family];
+        }
         node.configured = view.configured();
         node.silence_ns = self.patience();
         for (place, member) in node.seeds.iter_mut().zip(&view.members) {
@@ -58,7 +64,6 @@ impl Core {
         }
         node.members = view.members.len() as u32;
         node.incarnation = self.incarnation;
-        node.budgets = view.budgets;
         node.port = view.port.to_be_bytes();
         node.id = view.me;
         node.flags = if view.first_packet { NODE_FIRST_PACKET } else { 0 };

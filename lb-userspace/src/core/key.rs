@@ -30,6 +30,9 @@ impl From<FlowKeyV6> for Key {
 }
 
 impl FlowKey for Key {
+    // Read only where packets are rewritten, which are of one family.
+    const IS_V6: bool = false;
+
     fn hash(&self, key: &HashKey) -> u64 {
         match self {
             Self::V4(flow) => flow.hash(key),
@@ -55,6 +58,20 @@ impl FlowKey for Key {
         match self {
             Self::V4(flow) => flow.protocol,
             Self::V6(flow) => flow.protocol,
+        }
+    }
+
+    fn ports(&self) -> [u8; 4] {
+        match self {
+            Self::V4(flow) => flow.ports(),
+            Self::V6(flow) => flow.ports(),
+        }
+    }
+
+    fn with_ports(&self, ports: [u8; 4]) -> Self {
+        match self {
+            Self::V4(flow) => Self::V4(flow.with_ports(ports)),
+            Self::V6(flow) => Self::V6(flow.with_ports(ports)),
         }
     }
 }

@@ -32,6 +32,7 @@ use lb_common::{
     },
     rank::bit,
 };
+use zerocopy::FromZeros as _;
 
 use super::{
     sessions::STARTS_MAX,
@@ -304,7 +305,12 @@ impl Watch {
 
     /// The masks, vouched for until the lease ends.
     pub(crate) fn liveness(&self, now: u64, ready: bool) -> Liveness {
-        Liveness { forwarding: self.forwarding(), eligible: self.eligible(ready), lease_until_ns: now + self.silence() }
+        Liveness {
+            forwarding: self.forwarding(),
+            eligible: self.eligible(ready),
+            lease_until_ns: now + self.silence(),
+            ..Liveness::new_zeroed()
+        }
     }
 
     /// What to say to a peer; `flags` are `PROBE_*`.

@@ -114,7 +114,8 @@ impl Record {
             creator: self.backend.creator | if self.backend.witnessed { WITNESSED } else { 0 },
             primary: self.owners.primary,
             backup: self.owners.backup,
-            padding: [0; 3],
+            event: 0,
+            padding: [0; 2],
         }
     }
 }

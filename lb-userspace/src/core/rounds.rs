@@ -100,7 +100,8 @@ impl Core {
             // A restarted agent's map holds the masks of before: better than a cluster of one.
             return;
         }
-        let liveness = self.watch.liveness(now, self.is_eligible());
+        let mut liveness = self.watch.liveness(now, self.is_eligible());
+        liveness.budgets = self.view.budgets;
         let masks = Some((liveness.forwarding, liveness.eligible));
         if renew || self.masks != masks {
             self.masks = masks;

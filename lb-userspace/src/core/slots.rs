@@ -176,9 +176,9 @@ impl Slots {
             });
             tables.rings.insert(ring, Arc::clone(&table));
             built.insert(ring, (shares, table));
-            let service = Service { ring, padding: [0; 4] };
+            let service = Service { ring, flags: 0, padding: [0; 3] };
             tables.services.insert(*key, service);
-            tables.services.insert(ServiceKey::vip(key.address), Service { ring: 0, padding: [0; 4] });
+            tables.services.insert(ServiceKey::vip(key.address), Service { ring: 0, flags: 0, padding: [0; 3] });
             tables.vip_filter.insert(&key.address);
         }
         self.built = built;

@@ -7,12 +7,12 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use lb_common::{
     flow::{FlowKey, FlowKeyV4, TCP, tick},
-    outer,
+    outer::{self, Purpose},
     parse::{Parsed, parse},
     rank::{bit, score},
     reason::Reason,
     ring::ring_slot,
-    steer::{Tables, Verdict, steer},
+    steer::{Tables, Verdict, Way, steer},
     target::Target,
 };
 use serde::Serialize;
@@ -116,7 +116,7 @@ pub fn explain(snapshot: &Snapshot, names: &Names) -> Explanation {
         client: SocketAddrV4::new(Ipv4Addr::from(key.source), u16::from_be_bytes(key.source_port)),
         vip,
         service: names.service(vip).map(str::to_owned),
-        receiver: words::member(snapshot.node.id, snapshot.node.address, names),
+        receiver: words::member(snapshot.node.id, words::own_address(&snapshot.node), names),
         agent_alive: is_agent_alive(snapshot),
         packet,
         known: snapshot.entry.map(|entry| {
@@ -157,20 +157,22 @@ fn decide(snapshot: &Snapshot, packet: &str) -> Decision {
     let frame = frame::build(&snapshot.key, packet == "syn");
     // A packet for a VIP reaches every interface alike.
     match parse(frame.as_slice(), snapshot, 0) {
-        Parsed::Packet(packet) => match steer(snapshot, &packet) {
-            Verdict::Deliver(backend, reason) => match outer::delivery(&packet, &snapshot.node, backend) {
-                Ok(_) => Decision::Deliver(*backend, reason),
-                Err(reason) => Decision::End(reason),
-            },
-            Verdict::HandOff(member, reason) => match outer::hand_off(&packet, &snapshot.node, member) {
-                Ok(_) => Decision::HandOff(*member, reason),
-                Err(reason) => Decision::End(reason),
-            },
-            Verdict::End(reason) => Decision::End(reason),
-        },
+        Parsed::V4(mut packet) => {
+            let Verdict { way, reason, .. } = steer(snapshot, &mut packet);
+            let (purpose, target) = match way {
+                Way::Deliver(backend, _) => (Purpose::Delivery, *backend),
+                Way::HandOff(member, _) => (Purpose::HandOff, *member),
+                Way::End => return Decision::End(reason),
+            };
+            match (outer::encapsulate(&packet, purpose, &target), purpose) {
+                (Ok(_), Purpose::Delivery) => Decision::Deliver(target, reason),
+                (Ok(_), _) => Decision::HandOff(target, reason),
+                (Err(reason), _) => Decision::End(reason),
+            }
+        }
         Parsed::End(reason) => Decision::End(reason),
-        // Those are addressed to the member itself: for a VIP they cannot be parsed.
-        Parsed::Probe { .. } | Parsed::Echo { .. } => Decision::End(Reason::NotOurs),
+        // No TCP or UDP packet to a VIP can be parsed as one of these.
+        Parsed::V6(_) | Parsed::Ping(_) | Parsed::Probe(_) | Parsed::ProbeEcho(_) => Decision::End(Reason::NotOurs),
     }
 }
 

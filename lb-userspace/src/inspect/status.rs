@@ -194,7 +194,7 @@ pub fn status(readings: &Readings, names: &Names) -> Status {
         verdict: Verdict::Ok,
         problems: Vec::new(),
         cluster: names.cluster().map(str::to_owned),
-        member: words::member(node.id, node.address, names),
+        member: words::member(node.id, words::own_address(node), names),
         incarnation: node.incarnation,
         agent: agent(readings),
         interfaces: readings.interfaces.clone(),
@@ -220,7 +220,7 @@ pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
             let heard = readings.heard.get(usize::from(id)).filter(|_| !this);
             let age = |at_ns: u64| (at_ns != 0).then(|| readings.now_ns.saturating_sub(at_ns) / 1_000_000);
             MemberStatus {
-                member: words::member(id, if this { node.address } else { target.address }, names),
+                member: words::member(id, if this { words::own_address(node) } else { target.address }, names),
                 this,
                 forwarding: this || readings.liveness.forwarding & bit(id) != 0,
                 eligible: readings.liveness.eligible & bit(id) != 0 && (!this || alive),

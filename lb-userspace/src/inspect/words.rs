@@ -11,6 +11,7 @@ use lb_common::{
         FlowEntry, FlowKeyV4, PENDING_MIDFLOW, PENDING_SYN, PENDING_UDP, Pending, STATE_CLOSING, STATE_ESTABLISHED,
         STATE_RESET, STATE_YOUNG,
     },
+    node::Node,
     reason::Action,
     service::ServiceKey,
     target::{NextHop, TARGET_DOWN, TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING, Target},
@@ -306,4 +307,12 @@ pub fn bytes(bytes: u64) -> String {
         unit += 1;
     }
     format!("{scaled:.1} {}", UNITS[unit])
+}
+
+/// Where tunnels to the member end: its IPv4 address if it has one.
+pub fn own_address(node: &Node) -> Address {
+    match node.addresses {
+        [v4, _] if v4 != [0; 16] => v4,
+        [_, v6] => v6,
+    }
 }

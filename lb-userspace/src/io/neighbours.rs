@@ -257,7 +257,7 @@ fn look_up(
     let destination = known.and_then(|neighbour| neighbour.mac).ok_or(NoWay::NoAnswer(route.via))?;
     let mtu = route.mtu.map_or(link.mtu, |path| path.min(link.mtu));
     let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-    Ok(NextHop { destination, source, ifindex: route.ifindex, mtu, padding: [0; 2] })
+    Ok(NextHop { destination, source, ifindex: route.ifindex, mtu, ..NextHop::NONE })
 }
 
 fn shown(address: &Address) -> IpAddr {

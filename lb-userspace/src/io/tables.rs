@@ -131,10 +131,10 @@ impl Installed {
 
     /// Every address that packets are sent to.
     pub fn addresses(&self) -> impl Iterator<Item = Address> {
-        let own = self.wanted.node.address;
+        let own = self.wanted.node.addresses;
         let members = self.wanted.members.values().copied();
         let backends = self.wanted.backends.values().map(|backend| backend.address);
-        members.chain(backends).filter(move |address| *address != own)
+        members.chain(backends).filter(move |address| !own.contains(address))
     }
 
     /// The members, by id.

@@ -2,7 +2,7 @@
 
 use lb_common::{
     address::Address,
-    flow::{FlowEntry, FlowKey, FlowKeyV4, Pending},
+    flow::{FlowEntry, FlowKey, FlowKeyV4, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
     node::Node,
@@ -92,8 +92,8 @@ impl Tables for Snapshot {
         self.heard.get(usize::from(id)).map_or(0, |heard| heard.probe_ns)
     }
 
-    fn may_be_vip(&self, address: &Address) -> bool {
-        self.is_vip && *address == self.key.service().address
+    fn may_be_vip(&self, address: Address) -> bool {
+        self.is_vip && address == self.key.service().address
     }
 
     fn member_at(&self, address: &Address) -> Option<u8> {
@@ -104,7 +104,7 @@ impl Tables for Snapshot {
     fn service(&self, key: &ServiceKey) -> Option<Service> {
         let own = self.key.service();
         if *key == ServiceKey::vip(own.address) {
-            return self.is_vip.then_some(Service { ring: 0, padding: [0; 4] });
+            return self.is_vip.then_some(Service { ring: 0, flags: 0, padding: [0; 3] });
         }
         self.service.filter(|_| *key == own)
     }
@@ -155,6 +155,12 @@ impl Flows<FlowKeyV4> for Snapshot {
     }
 
     fn set_pending(&self, _key: &FlowKeyV4, _pending: &Pending) {}
+
+    fn fragment(&self, _datagram: &FlowKeyV4) -> Option<Fragment> {
+        None
+    }
+
+    fn set_fragment(&self, _datagram: &FlowKeyV4, _fragment: &Fragment) {}
 
     fn emit(&self, _key: &FlowKeyV4, _entry: &FlowEntry) {}
 }

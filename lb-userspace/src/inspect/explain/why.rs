@@ -20,7 +20,7 @@ pub(super) fn owners(snapshot: &Snapshot) -> Owners {
 }
 
 pub(super) fn judge(snapshot: &Snapshot, names: &Names, decision: Decision, packet: &str) -> Judgement {
-    let this = (snapshot.node.id, snapshot.node.address);
+    let this = (snapshot.node.id, words::own_address(&snapshot.node));
     let (reason, member, why) = match decision {
         Decision::End(reason) => (reason, None, end(reason).to_owned()),
         Decision::HandOff(target, reason) => {
