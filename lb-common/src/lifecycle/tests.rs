@@ -3,7 +3,7 @@ use std::vec::Vec;
 use zerocopy::FromZeros as _;
 
 use super::*;
-use crate::packet::ACK;
+use crate::packet::{ACK, ETHERNET, IpFields, OuterFields, Part};
 
 const ALL_KINDS: [Kind; 5] = [Kind::Syn, Kind::Fin, Kind::Rst, Kind::Data, Kind::Bare];
 
@@ -56,7 +56,7 @@ fn no_packet_makes_a_state_that_a_map_must_not_hold() {
 fn the_strongest_flag_says_what_a_packet_is() {
     let kinds: Vec<Kind> = [SYN, SYN | ACK, FIN, FIN | ACK, RST, RST | ACK, RST | SYN, RST | FIN, SYN | FIN, ACK, 0]
         .into_iter()
-        .map(|tcp_flags| Kind::of(&packet(tcp_flags, false)))
+        .map(|flags| Kind::of(&packet(flags, false)))
         .collect();
     let [syn, fin, rst, _, bare] = ALL_KINDS;
     assert_eq!(kinds, [syn, syn, fin, fin, rst, rst, rst, rst, syn, bare, bare]);
@@ -64,14 +64,17 @@ fn the_strongest_flag_says_what_a_packet_is() {
     assert_eq!(Kind::of(&packet(FIN | ACK, true)), Kind::Fin);
 }
 
-fn packet(tcp_flags: u8, has_payload: bool) -> Packet<()> {
+fn packet(flags: u8, has_payload: bool) -> Packet<()> {
     Packet {
         key: (),
-        tcp_flags,
+        flags,
         seq: 0,
         has_payload,
+        part: Part::Whole,
+        datagram: [0; 4],
         via_peer: false,
-        ip: crate::packet::IpFields { length: 40, tos: 0, ttl: 64, checksum: [0; 2] },
-        outer: crate::packet::OuterFields { tos: 0 },
+        ip: IpFields::default(),
+        outer: OuterFields::default(),
+        at: ETHERNET,
     }
 }

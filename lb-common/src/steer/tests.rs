@@ -1,7 +1,7 @@
 use zerocopy::FromZeros as _;
 
-use super::*;
-use crate::rank::{Seed, rank, seed};
+use super::{owner::eligible, unknown::first_owners, *};
+use crate::rank::{Seed, bit, rank, seed};
 
 /// A cluster of the members 1 to 4 as member 1 sees it; it has no other tables.
 struct View {
@@ -21,7 +21,12 @@ impl View {
             *slot = Seed { seed: seed(id), id: u64::from(id) };
         }
         let mask = |ids: &[u8]| ids.iter().map(|id| bit(*id)).sum();
-        let liveness = Liveness { forwarding: mask(forwarding), eligible: mask(eligible), lease_until_ns: NOW_NS };
+        let liveness = Liveness {
+            forwarding: mask(forwarding),
+            eligible: mask(eligible),
+            lease_until_ns: NOW_NS,
+            ..Liveness::new_zeroed()
+        };
         Self { node, liveness, heard_ns: [0; 65] }
     }
 
@@ -50,7 +55,7 @@ impl Tables for View {
         self.heard_ns[usize::from(id)]
     }
 
-    fn may_be_vip(&self, _: &Address) -> bool {
+    fn may_be_vip(&self, _: Address) -> bool {
         false
     }
 
@@ -136,7 +141,7 @@ fn a_hit_is_owned_by_its_primary_its_backup_or_the_best_ranked_who_forwards() {
 /// The owners that an entry of a flow whose members rank 2, 3, 4, 1 begins with.
 fn owners_of_an_entry(view: &View) -> (u8, u8) {
     let hash = hash_ranked(view, [2, 3, 4, 1]);
-    let owners = first_owners(view, &Fresh { hash, owners: view.rank(hash, view.node.configured), ring: 0 });
+    let owners = first_owners(view, hash, view.rank(hash, view.node.configured));
     (owners.primary, owners.backup)
 }
 

@@ -180,7 +180,7 @@ fn record<'t, K: FlowKey, T: Flows<K>>(
         return deliver(backend, slot, Reason::DeliverOverBudget, service);
     }
     let witnessed = if class == BUDGET_DERIVED { 0 } else { WITNESSED };
-    let entry = new_entry(tables, packet, first_owners(tables, fresh), slot, state, witnessed);
+    let entry = new_entry(tables, packet, first_owners(tables, fresh.hash, fresh.owners), slot, state, witnessed);
     let reason = match tables.insert(&packet.key, &entry) {
         Inserted::Yes => {
             tables.emit(&packet.key, &entry);
@@ -197,11 +197,11 @@ fn record<'t, K: FlowKey, T: Flows<K>>(
 /// A ranked owner that may not has never heard of the flow. As it may well forward, packets that meet the
 /// entry would be handed to it, and it would answer from a ring that nobody keeps up to date.
 #[inline(always)]
-fn first_owners<T: Tables>(tables: &T, fresh: &Fresh) -> Owners {
+pub(super) fn first_owners<T: Tables>(tables: &T, hash: u64, ranked: Owners) -> Owners {
     let node = tables.node();
     let able = eligible(tables) | bit(node.id);
-    let ranked = bit(fresh.owners.primary) | bit(fresh.owners.backup);
-    if ranked & !able == 0 { fresh.owners } else { tables.rank(fresh.hash, able & node.configured) }
+    let pair = bit(ranked.primary) | bit(ranked.backup);
+    if pair & !able == 0 { ranked } else { tables.rank(hash, able & node.configured) }
 }
 
 #[inline(always)]

@@ -93,7 +93,8 @@ fn entry(node: &Node, key: &FlowKeyV4) -> FlowEntry {
         creator: node.id | WITNESSED,
         primary: ranked[0],
         backup: ranked[1],
-        padding: [0; 3],
+        event: 0,
+        padding: [0; 2],
     }
 }
 
