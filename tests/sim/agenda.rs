@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::{flow::FlowKeyV4, liveness::Probe};
+use lb_common::{address::Address, flow::FlowKey as _, liveness::Probe};
+use lb_userspace::core::Key;
 
 use crate::{
     client::ConnId,
@@ -19,13 +20,13 @@ pub(crate) enum Happening {
     /// An agent's sweep reads its next chunk.
     Sweep { member: u8, run: u64 },
     /// The write half of an agent's read-modify-write.
-    Write { member: u8, run: u64, key: FlowKeyV4 },
+    Write { member: u8, run: u64, key: Key },
     /// A probe or an echo reaches a member.
     Probe { to: u8, from: u8, probe: Probe },
     /// A packet reaches a member, from the router or through the tunnel.
     Packet { member: u8, segment: Segment },
     /// A packet reaches a server.
-    AtServer { segment: Segment, backend: [u8; 4] },
+    AtServer { segment: Segment, backend: Address },
     /// An answer reaches a client.
     AtClient { reply: Reply },
     /// A client's timer; `stamp` tells a timer that was set again.
@@ -34,8 +35,8 @@ pub(crate) enum Happening {
     NewClient,
     /// An attacker makes up its mind.
     Attack,
-    /// An attacker's packet starts on its way.
-    FromAttacker { segment: Segment },
+    /// A packet to a VIP starts on its way.
+    Send { segment: Segment },
     /// Bytes move along a TCP connection between agents, from end `from`.
     Pump { stream: u64, from: usize },
     /// A TCP connection is up, or not.
@@ -77,11 +78,7 @@ impl Agenda {
     }
 }
 
-/// For traces: a flow as `client:port>vip:port/proto`.
-pub(crate) fn flow_name(key: &FlowKeyV4) -> String {
-    let [a, b, c, d] = key.source;
-    let port = u16::from_be_bytes(key.source_port);
-    let [.., v] = key.destination;
-    let to = u16::from_be_bytes(key.destination_port);
-    format!("{a}.{b}.{c}.{d}:{port}>vip{v}:{to}/{}", key.protocol)
+/// For traces: a flow as `client:port>vip:port/protocol`.
+pub(crate) fn flow_name(key: &Key) -> String {
+    format!("{}>{}/{}", key.source(), key.destination(), key.protocol())
 }

@@ -1,42 +1,58 @@
-//! Attackers: floods of newcomers, and forged packets for connections that live.
+//! Attackers: floods of newcomers, and forged packets for connections that live. And routers, who mean well.
 
-use lb_common::flow::{FlowKeyV4, TCP, UDP};
+use lb_common::{
+    address::Address,
+    flow::{FlowKey as _, UDP},
+};
+use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
-    configuration::{DNS, PORT, WEB},
+    configuration::{ATTACKERS, DNS, WEB, address, flow},
     segment::{Role, Segment},
     time::MS,
     world::World,
 };
 
 impl World {
-    /// An attacker sends something, and the next is planned.
+    /// Somebody who is no client sends something, and the next is planned.
     pub(crate) fn attack(&mut self) {
         if self.calm {
             return;
         }
         let at = self.now + self.rng.below(2 * self.plan.attack_gap);
         self.agenda.plan(at, Happening::Attack);
-        if self.rng.chance(500) {
-            self.spoof();
-        } else {
-            self.flood();
+        match self.rng.below(6) {
+            0 => self.quote(),
+            1 | 2 => self.flood(),
+            _ => self.spoof(),
         }
+    }
+
+    /// A router has something to say about a packet of a server: that it was too big, that it came too far.
+    fn quote(&mut self) {
+        let live: Vec<(u32, Key, Option<Address>)> = self
+            .clients
+            .iter()
+            .filter(|(_, client)| client.is_live())
+            .map(|(&id, client)| (id, client.key, client.server))
+            .collect();
+        let Some((conn, key, server)) = self.rng.pick(&live) else { return };
+        self.stats.count("ICMP error");
+        self.send_to_vip(Segment { server, ..Segment::new(key, Role::Quote, 0, conn) });
     }
 
     /// A FIN, RST, SYN or bare ACK in the name of a live client, with a sequence number out of the blue.
     fn spoof(&mut self) {
-        let live: Vec<FlowKeyV4> =
-            self.clients.values().filter(|client| client.is_live()).map(|client| client.key).collect();
-        let Some(key) = self.rng.pick(&live).filter(|key| key.protocol == TCP) else { return };
+        let live: Vec<Key> = self.clients.values().filter(|client| client.is_live()).map(|client| client.key).collect();
+        let Some(key) = self.rng.pick(&live).filter(|key| key.protocol() != UDP) else { return };
         let role = self.rng.pick(&[Role::Fin, Role::Rst, Role::Syn, Role::Syn, Role::Ack]).unwrap_or(Role::Rst);
         let seq = self.rng.next() as u32;
         self.stats.count(match role {
             Role::Fin => "spoofed FIN",
             Role::Rst => "spoofed RST",
             Role::Syn => "spoofed SYN",
-            Role::Ack | Role::Data => "spoofed ACK",
+            Role::Ack | Role::Data | Role::Quote => "spoofed ACK",
         });
         self.send_to_vip(Segment::new(key, role, seq, 0));
     }
@@ -46,17 +62,13 @@ impl World {
         let burst = self.rng.between(1, 12);
         let start = self.rng.next() as u32;
         let is_udp = self.rng.chance(300);
+        let is_v6 = self.rng.chance(300);
         let with_handshake = self.rng.chance(700);
         for n in 0..burst {
             let [a, b, c, _] = (start.wrapping_add(n as u32)).to_be_bytes();
-            let key = FlowKeyV4 {
-                source: [192, 0, 2, n as u8],
-                destination: if is_udp { DNS } else { WEB },
-                source_port: [a | 4, b ^ c],
-                destination_port: PORT,
-                protocol: if is_udp { UDP } else { TCP },
-                padding: [0; 3],
-            };
+            let source = address(is_v6, ATTACKERS, n as u8);
+            let (service, protocol) = if is_udp { (DNS, UDP) } else { (WEB, self.plan.protocol) };
+            let key = flow(source, [a | 4, b ^ c], service, protocol);
             self.stats.count("newcomer of a flood");
             if with_handshake && !is_udp {
                 self.send_to_vip(Segment::new(key, Role::Syn, start, 0));
@@ -72,6 +84,6 @@ impl World {
 
     /// The attacker's own pace.
     fn later(&mut self, wait: u64, segment: Segment) {
-        self.agenda.plan(self.now + wait, Happening::FromAttacker { segment });
+        self.agenda.plan(self.now + wait, Happening::Send { segment });
     }
 }

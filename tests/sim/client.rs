@@ -1,10 +1,14 @@
 //! Clients: TCP connections that retry, idle, send and end; UDP flows that just send.
 
-use lb_common::flow::{FlowKeyV4, TCP, UDP};
+use lb_common::{
+    address::Address,
+    flow::{FlowKey as _, SCTP, UDP},
+};
+use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
-    configuration::{DNS, PORT, WEB},
+    configuration::{CLIENTS, DNS, WEB, address, flow},
     segment::{Reply, ReplyKind, Role, Segment},
     time::{MS, Ns, S},
     world::World,
@@ -23,11 +27,11 @@ const RTO_MAX: Ns = 1600 * MS;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     /// Its 5-tuple.
-    pub(crate) key: FlowKeyV4,
+    pub(crate) key: Key,
     /// Where it is in its life.
     pub(crate) phase: Phase,
     /// Who answered first.
-    pub(crate) server: Option<[u8; 4]>,
+    pub(crate) server: Option<Address>,
     /// When a packet of it was last delivered to the right server.
     pub(crate) delivered: Ns,
     /// When its last answer came.
@@ -41,6 +45,8 @@ pub(crate) struct Client {
     tries: u32,
     left: u32,
     gap: Ns,
+    /// Whether its data comes in fragments.
+    splits: bool,
     stamp: u32,
 }
 
@@ -89,14 +95,9 @@ impl World {
         self.next_conn += 1;
         // Few ports: tuples are used again.
         let port = 1024 + self.rng.below(self.plan.ports) as u16;
-        let key = FlowKeyV4 {
-            source: [198, 51, 100, 1 + (id % 4) as u8],
-            destination: if is_udp { DNS } else { WEB },
-            source_port: port.to_be_bytes(),
-            destination_port: PORT,
-            protocol: if is_udp { UDP } else { TCP },
-            padding: [0; 3],
-        };
+        let source = address(self.rng.chance(300), CLIENTS, 1 + (id % 4) as u8);
+        let (service, protocol) = if is_udp { (DNS, UDP) } else { (WEB, self.plan.protocol) };
+        let key = flow(source, port.to_be_bytes(), service, protocol);
         if self.clients.values().any(|client| client.key == key && !matches!(client.phase, Phase::Done | Phase::Failed))
         {
             return;
@@ -110,7 +111,9 @@ impl World {
             delivered: self.now,
             answered: self.now,
             opened: self.now,
-            seq: self.rng.next() as u32,
+            // SCTP's chunks stand for these (`parse::transport`).
+            seq: if protocol == SCTP { 1 } else { self.rng.next() as u32 },
+            splits: self.rng.chance(self.plan.splitters),
             number: 0,
             waits: true,
             tries: 0,
@@ -126,7 +129,7 @@ impl World {
     pub(crate) fn client_timer(&mut self, id: ConnId, stamp: u32) {
         let calm_silence = self.silent;
         let Some(client) = self.clients.get_mut(&id).filter(|client| client.stamp == stamp) else { return };
-        let is_udp = client.key.protocol == UDP;
+        let is_udp = client.key.protocol() == UDP;
         match client.phase {
             Phase::Opening if client.tries >= SYN_TRIES => client.phase = Phase::Failed,
             Phase::Opening => {
@@ -174,7 +177,7 @@ impl World {
             (ReplyKind::Ack, Phase::Open) if reply.number == client.number && client.waits => {
                 client.waits = false;
                 client.tries = 0;
-                if self.rng.chance(300) && self.clients.get(&reply.conn).is_some_and(|c| c.key.protocol == TCP) {
+                if self.rng.chance(300) && self.clients.get(&reply.conn).is_some_and(|c| c.key.protocol() != UDP) {
                     self.transmit(reply.conn, Role::Ack);
                 }
                 self.rest(reply.conn);
@@ -215,10 +218,20 @@ impl World {
         }
         if role != Role::Ack {
             let wait = (RTO << (client.tries.max(1) - 1).min(3)).min(RTO_MAX);
-            let wait = if client.key.protocol == UDP && client.phase == Phase::Open { client.gap } else { wait };
+            let wait = if client.key.protocol() == UDP && client.phase == Phase::Open { client.gap } else { wait };
             self.set_timer(id, wait);
         }
-        self.send_to_vip(segment);
+        if role == Role::Data && self.clients.get(&id).is_some_and(|client| client.splits) {
+            self.stats.count("datagram in fragments");
+            self.next_datagram += 1;
+            let [first, later] = segment.fragments(self.next_datagram.to_be_bytes());
+            self.send_to_vip(first);
+            // A second one that overtakes the first, whose way may be the longer one, is dropped.
+            let at = self.now + if self.calm { 10 * MS } else { self.rng.below(10 * MS) };
+            self.agenda.plan(at, Happening::Send { segment: later });
+        } else {
+            self.send_to_vip(segment);
+        }
     }
 
     /// Waits until it has something to say.

@@ -1,19 +1,32 @@
 //! The cluster's configuration over time: versions that members take over one after the other.
 
 use lb_common::{
-    address::mapped,
-    flow::{TCP, UDP},
+    address::{Address, mapped, unmapped},
+    flow::{FlowKeyV4, FlowKeyV6, UDP},
     service::ServiceKey,
 };
-use lb_userspace::core::{View, view};
+use lb_userspace::core::{Key, View, view};
 
 use crate::{member::named, world::World};
 
-/// The VIP of the TCP service.
-pub(crate) const WEB: [u8; 4] = [203, 0, 113, 10];
-/// The VIP of the UDP service.
-pub(crate) const DNS: [u8; 4] = [203, 0, 113, 11];
-/// Ports of both, network order.
+/// Networks (RFC 5737): three bytes of their IPv4 addresses, and of their IPv6 addresses below 2001:db8::/32.
+pub(crate) const VIPS: Network = [203, 0, 113];
+/// See `VIPS`.
+pub(crate) const CLIENTS: Network = [198, 51, 100];
+/// See `VIPS`.
+pub(crate) const ATTACKERS: Network = [192, 0, 2];
+/// See `VIPS`.
+pub(crate) const MEMBERS: Network = [10, 0, 0];
+const SERVERS: Network = [10, 1, 0];
+
+/// What addresses of a network begin with.
+pub(crate) type Network = [u8; 3];
+
+/// The service of connections: the last byte of its VIPs, one of each family.
+pub(crate) const WEB: u8 = 10;
+/// The service of UDP flows.
+pub(crate) const DNS: u8 = 11;
+/// Port of both, network order.
 pub(crate) const PORT: [u8; 2] = [0, 80];
 
 /// One version of the configuration.
@@ -29,21 +42,40 @@ pub(crate) struct Cluster {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backend {
     /// Its address.
-    pub(crate) address: [u8; 4],
+    pub(crate) address: Address,
     /// Keeps its flows and takes no new ones.
     pub(crate) drain: bool,
 }
 
 impl Cluster {
     /// Whether flows of this server must live.
-    pub(crate) fn serves(&self, address: [u8; 4]) -> bool {
+    pub(crate) fn serves(&self, address: Address) -> bool {
         self.backends.iter().any(|backend| backend.address == address)
     }
 }
 
-/// The server number `n`.
-pub(crate) fn server(n: u8) -> [u8; 4] {
-    [10, 1, 0, n]
+/// Address `n` of a network.
+pub(crate) fn address(is_v6: bool, [a, b, c]: Network, n: u8) -> Address {
+    if is_v6 { [0x20, 0x01, 0x0d, 0xb8, 0, a, b, c, 0, 0, 0, 0, 0, 0, 0, n] } else { mapped([a, b, c, n]) }
+}
+
+/// The server number `n`; every other one is reached by IPv6.
+pub(crate) fn server(n: u8) -> Address {
+    address(n % 2 == 1, SERVERS, n)
+}
+
+/// The flow from a client's port to a service; `client` decides the family.
+pub(crate) fn flow(client: Address, port: [u8; 2], service: u8, protocol: u8) -> Key {
+    let vip = |is_v6| address(is_v6, VIPS, service);
+    match (unmapped(client), unmapped(vip(false))) {
+        (Some(client), Some(vip)) => Key::V4(FlowKeyV4::new(client, vip, port, PORT, protocol)),
+        _ => Key::V6(FlowKeyV6::new(client, vip(true), port, PORT, protocol)),
+    }
+}
+
+/// What the datapath knows a service's VIP by.
+pub(crate) fn service_key(is_v6: bool, service: u8, protocol: u8) -> ServiceKey {
+    ServiceKey { address: address(is_v6, VIPS, service), port: PORT, protocol, padding: 0 }
 }
 
 impl World {
@@ -57,15 +89,15 @@ impl World {
             .backends
             .iter()
             .map(|backend| view::Backend {
-                name: format!("server-{}", backend.address[3]),
-                address: mapped(backend.address),
+                name: format!("server-{}", backend.address[15]),
+                address: backend.address,
                 weight: 100,
                 drain: backend.drain,
             })
             .collect();
         let service = |name: &str, vip, protocol| view::Service {
             name: name.into(),
-            vips: vec![ServiceKey { address: mapped(vip), port: PORT, protocol, padding: 0 }],
+            vips: [false, true].map(|is_v6| service_key(is_v6, vip, protocol)).to_vec(),
             backends: backends.clone(),
         };
         Some(View {
@@ -80,7 +112,7 @@ impl World {
             first_packet: self.plan.first_packet,
             timeouts: self.plan.timeouts,
             budgets: self.plan.budgets,
-            services: vec![service("web", WEB, TCP), service("dns", DNS, UDP)],
+            services: vec![service("web", WEB, self.plan.protocol), service("dns", DNS, UDP)],
             limits: self.plan.limits,
         })
     }

@@ -6,22 +6,26 @@ use std::{
 };
 
 use lb_common::{
-    address::{Address, low_v4, mapped},
-    flow::{FlowEntry, FlowKey as _, FlowKeyV4, Pending, TCP},
+    address::Address,
+    flow::{FlowEntry, FlowKey as _, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
     node::Budget,
+    outer::{Purpose, encapsulate},
+    packet::{OuterFields, Part},
     rank::{Owners, bit, rank},
+    reason::Reason,
     ring::ring_slot,
     service::{Service, ServiceKey},
-    steer::{Flows, Inserted, Tables, Verdict, steer},
+    steer::{self, Flows, Inserted, Tables, Verdict},
     target::Target,
 };
-use lb_userspace::core::{self, BackendSlot, MapOp};
+use lb_userspace::core::{self, BackendSlot, Key, MapOp};
 use zerocopy::FromZeros;
 
 use crate::{
     elements::Elements,
+    lru::Lru,
     mutation::Mutation,
     plan::Sizes,
     rng::Rng,
@@ -39,22 +43,22 @@ pub(crate) struct Datapath {
     /// `flows`.
     pub(crate) flows: RefCell<Elements>,
     /// The event ring.
-    pub(crate) events: RefCell<VecDeque<(FlowKeyV4, FlowEntry)>>,
+    pub(crate) events: RefCell<VecDeque<(Key, FlowEntry)>>,
     /// Events that found the ring full.
     pub(crate) events_lost: Cell<u64>,
     /// Insertions that found the table full.
     pub(crate) refused: Cell<u64>,
     /// Agent's writes that fell between XDP's read and XDP's write.
     pub(crate) interleaved: Cell<u64>,
-    pending: RefCell<BTreeMap<FlowKeyV4, (u64, Pending)>>,
+    pending: RefCell<Lru<Pending>>,
+    fragments: RefCell<Lru<Fragment>>,
     members: BTreeMap<u8, Target>,
     backends: BTreeMap<u16, Target>,
     peers: BTreeMap<Address, u8>,
     budget: RefCell<Budget>,
     now_ns: u64,
-    touched: Cell<u64>,
     rng: RefCell<Rng>,
-    sizes: Sizes,
+    events_max: usize,
     mutation: Mutation,
 }
 
@@ -62,9 +66,9 @@ pub(crate) struct Datapath {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Way {
     /// To this server.
-    Backend([u8; 4]),
-    /// To this member.
-    Member(u8),
+    Backend(Address),
+    /// To this member, with this traffic class in the outer header.
+    Member(u8, OuterFields),
     /// Nowhere.
     Dropped,
 }
@@ -81,42 +85,55 @@ impl Datapath {
             events_lost: Cell::new(0),
             refused: Cell::new(0),
             interleaved: Cell::new(0),
-            pending: RefCell::default(),
+            pending: RefCell::new(Lru::new(sizes.pending)),
+            fragments: RefCell::new(Lru::new(sizes.pending)),
             members: BTreeMap::new(),
             backends: BTreeMap::new(),
             peers: BTreeMap::new(),
             budget: RefCell::new(Budget::new_zeroed()),
             now_ns: 0,
-            touched: Cell::new(0),
             rng: RefCell::new(rng),
-            sizes,
+            events_max: sizes.events,
             mutation,
         }
     }
 
     /// Decides on a packet.
-    pub(crate) fn steer(&mut self, now_ns: u64, segment: &Segment) -> Way {
+    pub(crate) fn steer(&mut self, now_ns: u64, segment: &Segment) -> (Way, Reason) {
         self.now_ns = now_ns;
-        if self.installed.node.id == 0 || !self.may_be_vip(&mapped(segment.packet.key.destination)) {
-            return Way::Dropped;
+        if self.installed.node.id == 0 {
+            return (Way::Dropped, Reason::Unconfigured);
+        }
+        if !self.may_be_vip(segment.flow.service().address) {
+            return (Way::Dropped, Reason::NotOurs);
         }
         let mut packet = segment.packet;
-        if self.mutation == Mutation::HandsOffTunnelPackets {
-            packet.via_peer = false;
+        match self.mutation {
+            Mutation::HandsOffTunnelPackets => packet.via_peer = false,
+            Mutation::TakesQuotesForPackets => packet.part = Part::Whole,
+            _ => {}
         }
-        let way = match steer(&*self, &packet) {
-            Verdict::Deliver(target, _) => Way::Backend(low_v4(&target.address)),
-            Verdict::HandOff(target, _) => self.peers.get(&target.address).map_or(Way::Dropped, |&id| Way::Member(id)),
-            Verdict::End(_) => Way::Dropped,
+        let Verdict { way, reason, .. } = steer::steer(&*self, &mut packet);
+        let way = match way {
+            steer::Way::Deliver(target, _) => Way::Backend(target.address),
+            steer::Way::HandOff(target, id) => {
+                let is_second_chance = reason == Reason::HandOffSecondChance;
+                let purpose = if is_second_chance { Purpose::SecondChance } else { Purpose::HandOff };
+                let rewrite = encapsulate(&segment.packet, purpose, target);
+                let tos = rewrite.map(|rewrite| rewrite.outer_v4(&self.installed.node, target)[0].to_ne_bytes()[1]);
+                tos.map_or(Way::Dropped, |tos| Way::Member(id, OuterFields { tos }))
+            }
+            steer::Way::End => Way::Dropped,
         };
         self.spoil(segment);
         let loses = self.mutation == Mutation::LosesKnownPackets && self.installed.node.id == 1;
-        if loses && self.flows.borrow().find(&packet.key).is_some() { Way::Dropped } else { way }
+        let is_lost = loses && self.flows.borrow().find(&segment.flow).is_some();
+        (if is_lost { Way::Dropped } else { way }, reason)
     }
 
     /// Planted: what a packet must not do to its flow's entry.
     fn spoil(&self, segment: &Segment) {
-        let key = &segment.packet.key;
+        let key = &segment.flow;
         let mut flows = self.flows.borrow_mut();
         let deletes = match self.mutation {
             Mutation::FinDeletes => segment.role == Role::Fin,
@@ -196,14 +213,18 @@ impl Datapath {
     }
 
     /// The backend that `slot` names now.
-    pub(crate) fn backend_address(&self, slot: u16) -> Option<[u8; 4]> {
-        self.backends.get(&slot).map(|target| low_v4(&target.address))
+    pub(crate) fn backend_address(&self, slot: u16) -> Option<Address> {
+        self.backends.get(&slot).map(|target| target.address)
     }
 
-    /// Where a flow without an entry goes: the backend in slot `at` of the ring of the TCP service on `vip`.
-    pub(crate) fn stateless(&self, vip: [u8; 4], at: usize) -> Option<[u8; 4]> {
-        let key = ServiceKey { address: mapped(vip), port: crate::configuration::PORT, protocol: TCP, padding: 0 };
-        self.backend_address(self.ring(self.service(&key)?.ring, at))
+    /// Where a flow without an entry goes: the backend in slot `at` of the service's ring.
+    pub(crate) fn stateless(&self, service: &ServiceKey, at: usize) -> Option<Address> {
+        self.backend_address(self.ring(self.service(service)?.ring, at))
+    }
+
+    /// How often what precedes an entry was written.
+    pub(crate) fn remembered(&self) -> u64 {
+        self.pending.borrow().writes()
     }
 
     /// What a restarted agent finds.
@@ -215,7 +236,7 @@ impl Datapath {
     }
 
     /// A waiting write of the agent may come just now, between XDP's read and its write.
-    fn interleave(&self, key: &FlowKeyV4) {
+    fn interleave(&self, key: &Key) {
         let mut flows = self.flows.borrow_mut();
         if flows.waits_for(key) && self.rng.borrow_mut().chance(700) {
             flows.write_waiting(key);
@@ -249,7 +270,7 @@ impl Tables for Datapath {
         self.heard.get(&id).map_or(0, Heard::probe_with_records_ns)
     }
 
-    fn may_be_vip(&self, address: &Address) -> bool {
+    fn may_be_vip(&self, address: Address) -> bool {
         self.installed.vip_filter.may_contain(address)
     }
 
@@ -280,14 +301,14 @@ impl Tables for Datapath {
     }
 
     fn take_budget(&self, class: usize) -> bool {
-        self.budget.borrow_mut().take(class, &self.installed.node.budgets, self.now_ns)
+        self.budget.borrow_mut().take(class, &self.liveness.budgets, self.now_ns)
     }
 }
 
-impl Flows<FlowKeyV4> for Datapath {
+impl Flows<Key> for Datapath {
     type Flow = usize;
 
-    fn flow(&self, key: &FlowKeyV4) -> Option<usize> {
+    fn flow(&self, key: &Key) -> Option<usize> {
         let found = self.flows.borrow().find(key)?;
         let (entry, me) = (self.entry(found), self.installed.node.id);
         let hides = match self.mutation {
@@ -308,7 +329,7 @@ impl Flows<FlowKeyV4> for Datapath {
         self.flows.borrow_mut().touch(flow, tag, step);
     }
 
-    fn insert(&self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
+    fn insert(&self, key: &Key, entry: &FlowEntry) -> Inserted {
         self.interleave(key);
         let mut flows = self.flows.borrow_mut();
         let mut entry = *entry;
@@ -327,28 +348,30 @@ impl Flows<FlowKeyV4> for Datapath {
         result
     }
 
-    fn replace(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+    fn replace(&self, key: &Key, entry: &FlowEntry) {
         self.interleave(key);
         self.flows.borrow_mut().replace(key, entry);
     }
 
-    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
-        self.pending.borrow().get(key).map(|(_, pending)| *pending)
+    fn pending(&self, key: &Key) -> Option<Pending> {
+        self.pending.borrow().get(key)
     }
 
-    fn set_pending(&self, key: &FlowKeyV4, pending: &Pending) {
-        self.touched.set(self.touched.get() + 1);
-        let mut map = self.pending.borrow_mut();
-        if !map.contains_key(key) && map.len() >= self.sizes.pending {
-            let oldest = map.iter().min_by_key(|(_, (stamp, _))| *stamp).map(|(key, _)| *key);
-            oldest.map(|key| map.remove(&key));
-        }
-        map.insert(*key, (self.touched.get(), *pending));
+    fn set_pending(&self, key: &Key, pending: &Pending) {
+        self.pending.borrow_mut().set(key, *pending);
     }
 
-    fn emit(&self, key: &FlowKeyV4, entry: &FlowEntry) {
+    fn fragment(&self, datagram: &Key) -> Option<Fragment> {
+        self.fragments.borrow().get(datagram)
+    }
+
+    fn set_fragment(&self, datagram: &Key, fragment: &Fragment) {
+        self.fragments.borrow_mut().set(datagram, *fragment);
+    }
+
+    fn emit(&self, key: &Key, entry: &FlowEntry) {
         let mut events = self.events.borrow_mut();
-        if events.len() >= self.sizes.events {
+        if events.len() >= self.events_max {
             self.events_lost.set(self.events_lost.get() + 1);
         } else {
             events.push_back((*key, *entry));

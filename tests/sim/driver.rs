@@ -2,12 +2,7 @@
 
 use std::collections::VecDeque;
 
-use lb_common::{
-    flow::{FlowEntry, FlowKeyV4},
-    liveness::Liveness,
-    rank::bit,
-    steer::Inserted,
-};
+use lb_common::{flow::FlowEntry, liveness::Liveness, rank::bit, steer::Inserted};
 use lb_userspace::core::{Input, Key, Output, PutMode, records::amend};
 
 use crate::{
@@ -62,12 +57,8 @@ impl World {
             self.wake_at(member, until);
             return;
         }
-        let mut inputs: VecDeque<Input> = datapath
-            .events
-            .take()
-            .into_iter()
-            .map(|(key, entry)| Input::Observed { key: Key::V4(key), entry })
-            .collect();
+        let mut inputs: VecDeque<Input> =
+            datapath.events.take().into_iter().map(|(key, entry)| Input::Observed { key, entry }).collect();
         inputs.append(&mut agent.inbox);
         for input in inputs {
             let dropped = self.mutation == Mutation::ObservesNothing && matches!(input, Input::Observed { .. });
@@ -107,11 +98,8 @@ impl World {
                         self.agenda.plan(at, Happening::Probe { to, from: member, probe });
                     }
                 }
-                Output::PutFlow { key: Key::V4(key), entry, mode } => self.put_flow(member, run, key, entry, mode),
-                Output::DeleteFlow { key: Key::V4(key), unless_seen_since } => {
-                    self.delete_flow(member, key, unless_seen_since);
-                }
-                Output::PutFlow { .. } | Output::DeleteFlow { .. } => {}
+                Output::PutFlow { key, entry, mode } => self.put_flow(member, run, key, entry, mode),
+                Output::DeleteFlow { key, unless_seen_since } => self.delete_flow(member, key, unless_seen_since),
                 Output::Dial { peer } => self.dial(member, run, peer),
                 Output::Send { session, bytes } => self.send(session, &bytes),
                 Output::Close { session } => self.close(session),
@@ -176,7 +164,7 @@ impl World {
         }
     }
 
-    fn put_flow(&mut self, member: u8, run: u64, key: FlowKeyV4, wanted: FlowEntry, mode: PutMode) {
+    fn put_flow(&mut self, member: u8, run: u64, key: Key, wanted: FlowEntry, mode: PutMode) {
         let mutation = self.mutation;
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let Some(datapath) = &host.datapath else { return };
@@ -200,18 +188,18 @@ impl World {
         };
         drop(flows);
         if let Some(entry) = found {
-            self.input(member, Input::Observed { key: Key::V4(key), entry });
+            self.input(member, Input::Observed { key, entry });
         }
     }
 
     /// The write half of `Amend`.
-    pub(crate) fn write(&mut self, member: u8, run: u64, key: &FlowKeyV4) {
+    pub(crate) fn write(&mut self, member: u8, run: u64, key: &Key) {
         if self.is_running(member, run) {
             self.on_datapath(member, |datapath| datapath.flows.borrow_mut().write_waiting(key));
         }
     }
 
-    fn delete_flow(&mut self, member: u8, key: FlowKeyV4, unless_seen_since: u32) {
+    fn delete_flow(&mut self, member: u8, key: Key, unless_seen_since: u32) {
         let Some(datapath) = self.hosts.get_mut(&member).and_then(|host| host.datapath.as_mut()) else { return };
         let mut flows = datapath.flows.borrow_mut();
         flows.write_waiting(&key);
@@ -222,12 +210,12 @@ impl World {
         }
         drop(flows);
         match spared {
-            Some(entry) => self.input(member, Input::Observed { key: Key::V4(key), entry }),
+            Some(entry) => self.input(member, Input::Observed { key, entry }),
             None => {
                 if let Some(entry) = found {
                     self.judge_expiry(member, &key, &entry);
                 }
-                self.input(member, Input::Deleted { key: Key::V4(key) });
+                self.input(member, Input::Deleted { key });
             }
         }
     }
@@ -254,7 +242,7 @@ impl World {
             let Some(key) = agent.sweep.pop_front() else { break };
             flows.write_waiting(&key);
             if let Some(entry) = flows.get(&key) {
-                agent.inbox.push_back(Input::Observed { key: Key::V4(key), entry });
+                agent.inbox.push_back(Input::Observed { key, entry });
             }
         }
         let is_over = agent.sweep.is_empty();

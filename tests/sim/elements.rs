@@ -1,4 +1,4 @@
-//! The flow table as the kernel keeps it: a preallocated hash whose elements are recycled at once.
+//! The flow table as the kernel keeps it: a preallocated hash whose elements are recycled at once. One for both families.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,7 @@ use lb_common::{
     lifecycle::Lifecycle,
     steer::Inserted,
 };
+use lb_userspace::core::Key;
 use zerocopy::FromZeros;
 
 use crate::rng::Rng;
@@ -17,19 +18,19 @@ use crate::rng::Rng;
 /// one goes to the next that asks (kernel/bpf/hashtab.c, `htab_map_update_elem`).
 #[derive(Debug)]
 pub(crate) struct Elements {
-    elements: Vec<(FlowKeyV4, FlowEntry)>,
-    index: BTreeMap<FlowKeyV4, usize>,
+    elements: Vec<(Key, FlowEntry)>,
+    index: BTreeMap<Key, usize>,
     free: Vec<usize>,
     capacity: usize,
     /// The agent's read-modify-writes that are half done. (It does one at a time; which one makes no difference.)
-    waiting: BTreeMap<FlowKeyV4, FlowEntry>,
+    waiting: BTreeMap<Key, FlowEntry>,
 }
 
 impl Elements {
     /// An empty table.
     pub(crate) fn new(capacity: usize) -> Self {
         // One more, as the kernel has one per CPU for overwriting.
-        let empty = (FlowKeyV4::new_zeroed(), FlowEntry::new_zeroed());
+        let empty = (Key::V4(FlowKeyV4::new_zeroed()), FlowEntry::new_zeroed());
         Self {
             elements: vec![empty; capacity + 1],
             index: BTreeMap::new(),
@@ -45,12 +46,12 @@ impl Elements {
     }
 
     /// The element of a flow.
-    pub(crate) fn find(&self, key: &FlowKeyV4) -> Option<usize> {
+    pub(crate) fn find(&self, key: &Key) -> Option<usize> {
         self.index.get(key).copied()
     }
 
     /// A flow's entry.
-    pub(crate) fn get(&self, key: &FlowKeyV4) -> Option<FlowEntry> {
+    pub(crate) fn get(&self, key: &Key) -> Option<FlowEntry> {
         self.find(key).map(|at| self.entry(at))
     }
 
@@ -60,17 +61,17 @@ impl Elements {
     }
 
     /// Whose an element is, or was last.
-    pub(crate) fn key(&self, at: usize) -> FlowKeyV4 {
+    pub(crate) fn key(&self, at: usize) -> Key {
         self.elements[at].0
     }
 
     /// All keys.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = FlowKeyV4> + '_ {
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
         self.index.keys().copied()
     }
 
     /// All entries, by key.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (FlowKeyV4, FlowEntry)> + '_ {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Key, FlowEntry)> + '_ {
         self.index.iter().map(|(key, &at)| (*key, self.entry(at)))
     }
 
@@ -86,7 +87,7 @@ impl Elements {
     }
 
     /// `BPF_NOEXIST`.
-    pub(crate) fn insert(&mut self, key: &FlowKeyV4, entry: &FlowEntry) -> Inserted {
+    pub(crate) fn insert(&mut self, key: &Key, entry: &FlowEntry) -> Inserted {
         if self.index.contains_key(key) {
             return Inserted::Exists;
         }
@@ -100,7 +101,7 @@ impl Elements {
     }
 
     /// `BPF_EXIST`; false where there is none.
-    pub(crate) fn replace(&mut self, key: &FlowKeyV4, entry: &FlowEntry) -> bool {
+    pub(crate) fn replace(&mut self, key: &Key, entry: &FlowEntry) -> bool {
         let (Some(old), Some(at)) = (self.find(key), self.free.pop()) else { return false };
         self.elements[at] = (*key, *entry);
         self.index.insert(*key, at);
@@ -109,24 +110,24 @@ impl Elements {
     }
 
     /// Deletes an entry.
-    pub(crate) fn remove(&mut self, key: &FlowKeyV4) {
+    pub(crate) fn remove(&mut self, key: &Key) {
         if let Some(at) = self.index.remove(key) {
             self.free.push(at);
         }
     }
 
     /// The agent has looked up `key` and is about to write `entry` over it.
-    pub(crate) fn wait_to_write(&mut self, key: FlowKeyV4, entry: FlowEntry) {
+    pub(crate) fn wait_to_write(&mut self, key: Key, entry: FlowEntry) {
         self.waiting.insert(key, entry);
     }
 
     /// Whether a write to `key` waits.
-    pub(crate) fn waits_for(&self, key: &FlowKeyV4) -> bool {
+    pub(crate) fn waits_for(&self, key: &Key) -> bool {
         self.waiting.contains_key(key)
     }
 
     /// The agent's write to `key` happens, if one waits.
-    pub(crate) fn write_waiting(&mut self, key: &FlowKeyV4) {
+    pub(crate) fn write_waiting(&mut self, key: &Key) {
         if let Some(entry) = self.waiting.remove(key) {
             self.replace(key, &entry);
         }

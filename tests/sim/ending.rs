@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use lb_common::{
-    flow::{FlowEntry, FlowKeyV4, STATE_ESTABLISHED, UDP},
+    address::Address,
+    flow::{FlowEntry, FlowKey as _, STATE_ESTABLISHED, UDP},
     rank::bit,
     ring::{RING_SLOTS, ring_slot},
 };
@@ -12,7 +13,7 @@ use lb_userspace::core::Key;
 
 use crate::{
     agenda::flow_name,
-    configuration::WEB,
+    configuration::{WEB, service_key},
     invariants::Invariant,
     time::{MS, S},
     world::World,
@@ -22,7 +23,7 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Canonical {
     generation: u16,
-    backend: [u8; 4],
+    backend: Address,
     creator: u8,
     creator_incarnation: u32,
     revision: u16,
@@ -32,7 +33,7 @@ struct Canonical {
     backup: u8,
 }
 
-type Table = BTreeMap<FlowKeyV4, Canonical>;
+type Table = BTreeMap<Key, Canonical>;
 
 impl World {
     /// All invariants of the end.
@@ -65,11 +66,12 @@ impl World {
 
     /// The stateless answer is the same on every member (law 2).
     fn judge_rings(&mut self) {
-        let mut answers: BTreeMap<u8, Vec<Option<[u8; 4]>>> = BTreeMap::new();
+        let mut answers: BTreeMap<u8, Vec<Option<Address>>> = BTreeMap::new();
         for host in self.hosts.values().filter(|host| host.enlisted) {
             let Some(datapath) = &host.datapath else { continue };
             let hashes = (0..64_u64).map(lb_common::hash::mix);
-            let slots = hashes.map(|hash| datapath.stateless(WEB, ring_slot(hash) % RING_SLOTS));
+            let keys = [false, true].map(|is_v6| service_key(is_v6, WEB, self.plan.protocol));
+            let slots = hashes.flat_map(|hash| keys.map(|key| datapath.stateless(&key, ring_slot(hash) % RING_SLOTS)));
             answers.insert(host.id, slots.collect());
         }
         let differs = answers.values().zip(answers.values().skip(1)).any(|(one, other)| one != other);
@@ -120,18 +122,18 @@ impl World {
         }
     }
 
-    fn trace_records(&self, key: &FlowKeyV4) {
+    fn trace_records(&self, key: &Key) {
         for host in self.hosts.values() {
-            let record = host.agent.as_ref().and_then(|agent| agent.core.record(&Key::V4(*key)));
+            let record = host.agent.as_ref().and_then(|agent| agent.core.record(&*key));
             let entry = host.datapath.as_ref().and_then(|datapath| datapath.flows.borrow().get(key));
             self.trace(|| format!("member {}: record {record:?}\n    entry {entry:?}", host.id));
         }
     }
 
     /// Flows that have just expired, and flows of servers that a newly started member no longer finds configured.
-    fn may_be_missing(&self, key: &FlowKeyV4, entry: &Canonical) -> bool {
+    fn may_be_missing(&self, key: &Key, entry: &Canonical) -> bool {
         // A tombstone may have been forgotten for want of room: then each member lets go in its own time.
-        let is_short_lived = key.protocol == UDP || entry.state != STATE_ESTABLISHED;
+        let is_short_lived = key.protocol() == UDP || entry.state != STATE_ESTABLISHED;
         let lets_go = is_short_lived && self.plan.timeouts.udp < self.plan.timeouts.established;
         let expired = self.oracle.deleted_at(key).is_some_and(|at| self.now - at < S);
         expired || lets_go || !self.configs[self.configs.len() - 1].serves(entry.backend)

@@ -77,7 +77,7 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 24] = [
+pub(crate) const FAULTS: [&str; 26] = [
     "agent killed",
     "agent paused",
     "host crashed",
@@ -101,6 +101,8 @@ pub(crate) const FAULTS: [&str; 24] = [
     "spoofed RST",
     "spoofed SYN",
     "newcomer of a flood",
+    "ICMP error",
+    "datagram in fragments",
     "session broken",
 ];
 

@@ -3,9 +3,11 @@
 use std::fmt;
 
 use lb_common::{
-    flow::{FlowEntry, FlowKeyV4, STATE_CLOSING, STATE_RESET, UDP},
+    address::Address,
+    flow::{FlowEntry, FlowKey as _, STATE_CLOSING, STATE_RESET, UDP},
     rank::bit,
 };
+use lb_userspace::core::Key;
 
 use crate::{
     agenda::flow_name,
@@ -32,6 +34,8 @@ pub(crate) enum Invariant {
     NoEviction,
     /// No packet destroys the entry of its flow.
     SpoofHarmless,
+    /// An error that quotes a flow changes nothing that is known of it.
+    QuoteHarmless,
     /// A flow with traffic does not expire.
     NoEarlyExpiry,
     /// New flows are for members that are ready, while one can be reached.
@@ -64,7 +68,7 @@ pub(crate) struct Delivery {
     /// The member.
     pub(crate) member: u8,
     /// The server.
-    pub(crate) backend: [u8; 4],
+    pub(crate) backend: Address,
     /// The flow's entry at the member before the packet.
     pub(crate) before: Option<FlowEntry>,
     /// And after it.
@@ -84,24 +88,25 @@ impl World {
     pub(crate) fn judge_delivery(&mut self, delivery: &Delivery) {
         let Delivery { backend, segment, .. } = delivery;
         let is_new = delivery.before.is_none() && !segment.is_known;
-        if is_new && (segment.role == Role::Syn || segment.packet.key.protocol == UDP) {
+        if is_new && (segment.role == Role::Syn || segment.flow.protocol() == UDP) {
             self.judge_newcomer(delivery);
         }
         let now = self.now;
         let Some(client) = self.clients.get_mut(&segment.conn).filter(|client| client.is_live()) else { return };
         let Some(server) = segment.server.filter(|_| segment.role != Role::Syn) else { return };
         if server == *backend {
-            client.delivered = now;
+            // An error is no sign of life.
+            client.delivered = if segment.role == Role::Quote { client.delivered } else { now };
         } else {
             self.judge_misdelivery(delivery, server);
         }
     }
 
     /// A packet of a live connection goes to a server that does not know it.
-    fn judge_misdelivery(&mut self, delivery: &Delivery, server: [u8; 4]) {
+    fn judge_misdelivery(&mut self, delivery: &Delivery, server: Address) {
         self.stats.count("packet to the wrong server");
         let Delivery { member, segment, before, after, backend, .. } = delivery;
-        let key = segment.packet.key;
+        let key = segment.flow;
         let in_service = |version: usize| self.configs.get(version).is_some_and(|cluster| cluster.serves(server));
         let version = self.hosts.get(member).map_or(0, |host| host.version);
         if !in_service(self.configs.len() - 1) || !in_service(version) {
@@ -134,9 +139,9 @@ impl World {
                  entry before {before:?}, after {after:?}",
                 flow_name(&key),
                 segment.conn,
-                server[3],
+                server[15],
                 segment.receiver,
-                backend[3]
+                backend[15]
             )
         });
     }
@@ -151,7 +156,7 @@ impl World {
     }
 
     /// A healthy member that has long had the flow's record, and that both `member` and `receiver` can reach.
-    fn witness(&self, key: &FlowKeyV4, server: [u8; 4], member: u8, receiver: u8) -> Option<u8> {
+    fn witness(&self, key: &Key, server: Address, member: u8, receiver: u8) -> Option<u8> {
         let since = self.now.saturating_sub(SETTLED);
         let reaches =
             |id: u8| self.network.worked_since(id, member, since) && self.network.worked_since(id, receiver, since);
@@ -170,7 +175,7 @@ impl World {
     /// What a cut link kept from it, or what was said by a member that died right after it, it gets with the snapshot that
     /// follows the end of a session, at most 10 s later. Open: a second failure within these seconds breaks such a flow
     /// (seeds 400 and 1022 without this exception).
-    fn is_under_way(&self, witness: &Host, key: &FlowKeyV4, member: u8, known: Ns) -> bool {
+    fn is_under_way(&self, witness: &Host, key: &Key, member: u8, known: Ns) -> bool {
         let entry = witness.datapath.as_ref().and_then(|datapath| datapath.flows.borrow().get(key));
         let since = known.saturating_sub(SETTLED);
         let tells = |id: u8| {
@@ -246,13 +251,13 @@ impl World {
     }
 
     /// A member's agent has deleted an entry: was the flow idle?
-    pub(crate) fn judge_expiry(&mut self, member: u8, key: &FlowKeyV4, entry: &FlowEntry) {
+    pub(crate) fn judge_expiry(&mut self, member: u8, key: &Key, entry: &FlowEntry) {
         self.stats.count("entry deleted");
         self.oracle.note_deletion(self.now, *key);
         let since = self.now.saturating_sub(SETTLED);
         let timeouts = &self.plan.timeouts;
         let timeout = match entry.state {
-            _ if key.protocol == UDP => timeouts.udp,
+            _ if key.protocol() == UDP => timeouts.udp,
             STATE_CLOSING => timeouts.closing,
             STATE_RESET => timeouts.reset,
             _ if is_recorded(entry) => timeouts.established,

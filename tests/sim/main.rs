@@ -16,6 +16,7 @@ mod elements;
 mod ending;
 mod faults;
 mod invariants;
+mod lru;
 mod member;
 mod mutation;
 mod network;

@@ -2,11 +2,12 @@
 
 use std::collections::VecDeque;
 
-use lb_common::{address::mapped, flow::FlowKeyV4, rank::bit};
-use lb_userspace::core::{self, Core, Input};
+use lb_common::{address::Address, rank::bit};
+use lb_userspace::core::{self, Core, Input, Key};
 
 use crate::{
     agenda::Happening,
+    configuration::{MEMBERS, address},
     datapath::Datapath,
     time::{MS, Ns, S},
     world::World,
@@ -57,7 +58,7 @@ pub(crate) struct Agent {
     /// It does not run before.
     pub(crate) paused_until: Ns,
     /// Flows that the sweep under way has still to read.
-    pub(crate) sweep: VecDeque<FlowKeyV4>,
+    pub(crate) sweep: VecDeque<Key>,
     /// Whether it last said that it may own new flows, and since when it says so.
     pub(crate) ready_since: Option<Ns>,
 }
@@ -237,8 +238,8 @@ impl World {
 }
 
 /// The tunnel and agent address of a member.
-pub(crate) fn address_of(member: u8) -> lb_common::address::Address {
-    mapped([10, 0, 0, member])
+pub(crate) fn address_of(member: u8) -> Address {
+    address(false, MEMBERS, member)
 }
 
 /// A member as the configuration names it.

@@ -46,4 +46,6 @@ pub(crate) enum Mutation {
     NeverAnswersProbes,
     /// One member drops the packets of flows that it knows.
     LosesKnownPackets,
+    /// An ICMP error counts as a packet of the flow that it quotes.
+    TakesQuotesForPackets,
 }

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::flow::{FlowEntry, FlowKeyV4, STATE_ESTABLISHED};
+use lb_common::{
+    address::Address,
+    flow::{FlowEntry, STATE_ESTABLISHED},
+};
+use lb_userspace::core::Key;
 
 use crate::{time::Ns, world::World};
 
@@ -10,15 +14,15 @@ use crate::{time::Ns, world::World};
 #[derive(Debug, Default)]
 pub(crate) struct Oracle {
     /// By member and flow: the recorded server, and since when it has been that.
-    known: BTreeMap<u8, BTreeMap<FlowKeyV4, Known>>,
+    known: BTreeMap<u8, BTreeMap<Key, Known>>,
     /// When an agent last deleted an entry of the flow.
-    deleted: BTreeMap<FlowKeyV4, Ns>,
+    deleted: BTreeMap<Key, Ns>,
 }
 
 /// A record that the oracle has seen.
 #[derive(Clone, Copy, Debug)]
 struct Known {
-    backend: [u8; 4],
+    backend: Address,
     since: Ns,
     seen: Ns,
 }
@@ -30,21 +34,21 @@ impl Oracle {
     }
 
     /// Since when `member` has had the flow on `backend`.
-    pub(crate) fn known_since(&self, member: u8, key: &FlowKeyV4, backend: [u8; 4]) -> Option<Ns> {
+    pub(crate) fn known_since(&self, member: u8, key: &Key, backend: Address) -> Option<Ns> {
         self.known.get(&member)?.get(key).filter(|known| known.backend == backend).map(|known| known.since)
     }
 
     /// An agent deletes an entry of the flow.
-    pub(crate) fn note_deletion(&mut self, now: Ns, key: FlowKeyV4) {
+    pub(crate) fn note_deletion(&mut self, now: Ns, key: Key) {
         self.deleted.insert(key, now);
     }
 
     /// When an agent last deleted an entry of the flow.
-    pub(crate) fn deleted_at(&self, key: &FlowKeyV4) -> Option<Ns> {
+    pub(crate) fn deleted_at(&self, key: &Key) -> Option<Ns> {
         self.deleted.get(key).copied()
     }
 
-    fn see(&mut self, now: Ns, member: u8, entries: impl Iterator<Item = (FlowKeyV4, [u8; 4])>) {
+    fn see(&mut self, now: Ns, member: u8, entries: impl Iterator<Item = (Key, Address)>) {
         let known = self.known.entry(member).or_default();
         for (key, backend) in entries {
             let entry = known.entry(key).or_insert(Known { backend, since: now, seen: now });

@@ -1,12 +1,13 @@
 //! A packet's way through the members, watched by the oracle.
 
-use lb_common::flow::FlowKeyV4;
+use lb_common::reason::Reason;
+use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
     datapath::{Datapath, Way},
     invariants::{Delivery, Invariant},
-    segment::Segment,
+    segment::{Role, Segment},
     world::World,
 };
 
@@ -27,15 +28,17 @@ impl World {
         let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up && host.attached) else { return };
         let local = host.local(now);
         let Some(datapath) = &mut host.datapath else { return };
-        let key = segment.packet.key;
+        let key = segment.flow;
         let before = datapath.flows.borrow().get(&key);
-        let keys_before: Vec<FlowKeyV4> = datapath.flows.borrow().keys().collect();
+        let keys_before: Vec<Key> = datapath.flows.borrow().keys().collect();
         let counts = |datapath: &Datapath| {
             [&datapath.refused, &datapath.interleaved, &datapath.events_lost].map(std::cell::Cell::get)
         };
         let before_counts = counts(datapath);
-        let way = datapath.steer(local, &segment);
+        let before_memory = datapath.remembered();
+        let (way, reason) = datapath.steer(local, &segment);
         let after = datapath.flows.borrow().get(&key);
+        let memory = datapath.remembered() - before_memory;
         let lost = {
             let flows = datapath.flows.borrow();
             keys_before.into_iter().find(|key| flows.find(key).is_none())
@@ -50,7 +53,12 @@ impl World {
         }
         self.trace(|| {
             let role = segment.role;
-            format!("packet {} {role:?} conn {} at {member}: {way:?}", crate::agenda::flow_name(&key), segment.conn)
+            format!(
+                "packet {} {role:?} conn {} at {member}: {way:?}, {}",
+                crate::agenda::flow_name(&key),
+                segment.conn,
+                reason.name()
+            )
         });
         if let (Some(before), Some(after)) = (before, after)
             && before.backend != after.backend
@@ -58,10 +66,14 @@ impl World {
         {
             self.violate(Invariant::SpoofHarmless, || format!("member {member} moved a flow: {before:?} to {after:?}"));
         }
+        if segment.role == Role::Quote && (before != after || memory > 0) {
+            self.violate(Invariant::QuoteHarmless, || format!("member {member}: {before:?} became {after:?}"));
+        }
         if let Some(lost) = lost {
             let invariant = if lost == key { Invariant::SpoofHarmless } else { Invariant::NoEviction };
             self.violate(invariant, || format!("member {member} lost an entry to a packet"));
         }
+        self.stats.count(reason.name());
         match way {
             Way::Dropped => self.stats.count("packet dropped by a member"),
             Way::Backend(backend) => {
@@ -70,17 +82,18 @@ impl World {
                     self.agenda.plan(at, Happening::AtServer { segment, backend });
                 }
             }
-            Way::Member(to) => {
+            Way::Member(to, outer) => {
+                let may_be_handed_on = reason == Reason::HandOffSecondChance && !segment.packet.is_marked();
                 segment.hand_offs += 1;
-                segment.is_known = before.is_some();
-                self.stats.count("hand-off");
-                if segment.hand_offs > 1 {
+                segment.is_known |= before.is_some();
+                if segment.hand_offs > 1 && !may_be_handed_on {
                     self.violate(Invariant::OneHandOff, || format!("member {member} hands on what a peer gave it"));
                     return;
                 }
                 self.judge_hand_off(member, to);
                 if let Some(at) = self.network.carry(now, member, to) {
                     segment.packet.via_peer = true;
+                    segment.packet.outer = outer;
                     self.agenda.plan(at, Happening::Packet { member: to, segment });
                 }
             }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use lb_common::{hash::HashKey, node::BUDGET_CLASSES};
+use lb_common::{flow::TCP, hash::HashKey, node::BUDGET_CLASSES};
 use lb_userspace::core::view::{Limits, Probing, Timeouts};
 
 use crate::{
@@ -40,6 +40,10 @@ pub(crate) struct Plan {
     pub(crate) timeouts: Timeouts,
     /// Record flows at their first packet.
     pub(crate) first_packet: bool,
+    /// What the connections to the web service are: TCP, or SCTP.
+    pub(crate) protocol: u8,
+    /// Clients of 1000 whose data comes in fragments.
+    pub(crate) splitters: u64,
     /// The cluster's secret.
     pub(crate) hash_key: HashKey,
     /// Between two sweeps.
@@ -97,13 +101,15 @@ impl Plan {
             backends: rng.between(2, 6) as u8,
             sizes,
             limits,
-            budgets: [budget, budget, (budget / 2).max(1)],
+            budgets: [budget, budget, (budget / 2).max(1), budget, budget],
             probing: Probing {
                 interval: Duration::from_millis(rng.pick(&[10, 20, 20]).unwrap_or(20)),
                 misses: rng.pick(&[3, 5, 5]).unwrap_or(5) as u32,
             },
             timeouts: timeouts(rng.chance(350)),
             first_packet: rng.chance(200),
+            protocol: TCP,
+            splitters: rng.pick(&[0, 100, 400]).unwrap_or(0),
             hash_key: [rng.next(), rng.next()],
             sweep_interval: 800 * MS,
             skew: rng.pick(&[MS, 50 * MS, 600 * MS]).unwrap_or(MS),

@@ -40,6 +40,11 @@ fn planted_unreplicated_records_break_protected_flows() {
 }
 
 #[test]
+fn planted_state_of_an_error_is_caught() {
+    caught(Mutation::TakesQuotesForPackets, &[Invariant::QuoteHarmless]);
+}
+
+#[test]
 fn planted_eviction_is_caught() {
     caught(Mutation::EvictsForNewcomers, &[Invariant::NoEviction]);
 }

@@ -2,12 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::flow::{FlowKey, FlowKeyV4};
-use lb_common::hash::mix;
+use lb_common::{flow::FlowKey as _, hash::mix};
 
 use crate::{
     agenda::Happening,
-    segment::Segment,
+    segment::{Role, Segment},
     time::{MS, Ns},
     world::World,
 };
@@ -20,10 +19,13 @@ pub(crate) struct Router {
 }
 
 impl Router {
-    /// The member that gets the packets of a flow now.
-    fn next_hop(&self, key: &FlowKeyV4) -> Option<u8> {
+    /// The member that gets such packets now: those with one 5-tuple go one way.
+    ///
+    /// Later fragments go their own way, without ports to choose by, and an error goes its sender's.
+    fn next_hop(&self, segment: &Segment) -> Option<u8> {
         let count = self.usable.len() as u64;
-        let at = (mix(u64::from(key.tag()) ^ self.salt) >> 8).checked_rem(count)?;
+        let path = u64::from(segment.packet.key.tag()) ^ u64::from(segment.role == Role::Quote) << 32;
+        let at = (mix(path ^ self.salt) >> 8).checked_rem(count)?;
         self.usable.iter().nth(at as usize).copied()
     }
 
@@ -36,7 +38,7 @@ impl Router {
 impl World {
     /// A packet of a client or an attacker starts on its way.
     pub(crate) fn send_to_vip(&mut self, mut segment: Segment) {
-        let Some(member) = self.router.next_hop(&segment.packet.key) else { return };
+        let Some(member) = self.router.next_hop(&segment) else { return };
         let Some(at) = self.network.carry_outside(self.now) else { return };
         segment.receiver = member;
         self.agenda.plan(at, Happening::Packet { member, segment });

@@ -1,38 +1,44 @@
 //! Packets of clients and attackers, and the servers' answers.
 
 use lb_common::{
-    flow::{FlowKeyV4, TCP},
-    packet::{ACK, FIN, IpFields, OuterFields, Packet, RST, SYN},
+    address::Address,
+    flow::{FlowKey as _, UDP},
+    packet::{ACK, ETHERNET, FIN, IpFields, OuterFields, Packet, Part, RST, SYN},
 };
+use lb_userspace::core::Key;
 
 use crate::client::ConnId;
 
 /// What a packet is to its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// TCP: opens the connection.
+    /// Opens the connection.
     Syn,
-    /// TCP without payload: ends the handshake, or acknowledges.
+    /// No payload: ends the handshake, or acknowledges.
     Ack,
-    /// TCP or UDP with payload.
+    /// Of a connection or a UDP flow, with payload.
     Data,
-    /// TCP: the client's last.
+    /// The client's last.
     Fin,
-    /// TCP: sent by attackers only.
+    /// Sent by attackers only.
     Rst,
+    /// Not the client's: a router's ICMP error, that quotes a packet of the server.
+    Quote,
 }
 
 /// A packet to a VIP, and what the oracle knows of it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Segment {
     /// As the balancers see it.
-    pub(crate) packet: Packet<FlowKeyV4>,
+    pub(crate) packet: Packet<Key>,
+    /// The flow that it is of: a later fragment does not say.
+    pub(crate) flow: Key,
     /// What it is.
     pub(crate) role: Role,
     /// The connection it truly belongs to; 0 for an attacker's.
     pub(crate) conn: ConnId,
     /// Which server the client takes itself to be talking to; for TCP, from the SYN-ACK on.
-    pub(crate) server: Option<[u8; 4]>,
+    pub(crate) server: Option<Address>,
     /// The member it reached first; 0 before that.
     pub(crate) receiver: u8,
     /// Whether that member had an entry of its flow.
@@ -49,7 +55,7 @@ pub(crate) struct Reply {
     /// The connection of the packet that is answered.
     pub(crate) conn: ConnId,
     /// Who answers.
-    pub(crate) backend: [u8; 4],
+    pub(crate) backend: Address,
     /// What it says.
     pub(crate) kind: ReplyKind,
     /// `Segment::number` of the packet that is answered.
@@ -69,24 +75,36 @@ pub(crate) enum ReplyKind {
 
 impl Segment {
     /// A packet of `role`.
-    pub(crate) fn new(key: FlowKeyV4, role: Role, seq: u32, conn: ConnId) -> Self {
-        let tcp_flags = match role {
-            _ if key.protocol != TCP => 0,
+    pub(crate) fn new(key: Key, role: Role, seq: u32, conn: ConnId) -> Self {
+        let flags = match role {
+            Role::Quote => 0,
+            _ if key.protocol() == UDP => 0,
             Role::Syn => SYN,
             Role::Ack | Role::Data => ACK,
             Role::Fin => FIN | ACK,
             Role::Rst => RST,
         };
-        let ip = IpFields { length: 60, tos: 0, ttl: 64, checksum: [0; 2] };
         let packet = Packet {
             key,
-            tcp_flags,
+            flags,
             seq,
             has_payload: role == Role::Data,
+            part: if role == Role::Quote { Part::Quote } else { Part::Whole },
+            datagram: [0; 4],
             via_peer: false,
-            ip,
+            ip: IpFields { length: 60, ttl: 64, ..IpFields::default() },
             outer: OuterFields::default(),
+            at: ETHERNET,
         };
-        Self { packet, role, conn, server: None, receiver: 0, is_known: false, hand_offs: 0, number: 0 }
+        Self { packet, flow: key, role, conn, server: None, receiver: 0, is_known: false, hand_offs: 0, number: 0 }
+    }
+
+    /// Its two fragments; the second says nothing of ports (`parse::transport`).
+    pub(crate) fn fragments(self, datagram: [u8; 4]) -> [Self; 2] {
+        let (mut first, mut later) = (self, self);
+        first.packet = Packet { part: Part::FirstFragment, datagram, ..self.packet };
+        let key = self.flow.without_ports();
+        later.packet = Packet { part: Part::LaterFragment, datagram, key, flags: ACK, seq: 0, ..self.packet };
+        [first, later]
     }
 }

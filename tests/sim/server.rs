@@ -1,8 +1,13 @@
 //! Servers: each knows its connections, resets what it does not know, and answers straight to the client.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::flow::{FlowKeyV4, UDP};
+use lb_common::{
+    address::Address,
+    flow::{FlowKey as _, UDP},
+    packet::Part,
+};
+use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
@@ -11,27 +16,38 @@ use crate::{
     world::World,
 };
 
-/// A server's connections, by tuple.
-pub(crate) type Connections = BTreeMap<FlowKeyV4, ConnId>;
+/// A server's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Server {
+    /// Its connections, by tuple.
+    connections: BTreeMap<Key, ConnId>,
+    /// Datagrams of which it has one fragment.
+    halves: BTreeSet<[u8; 4]>,
+}
 
 impl World {
     /// A packet reaches a server.
-    pub(crate) fn serve(&mut self, segment: &Segment, backend: [u8; 4]) {
-        let connections = self.servers.entry(backend).or_default();
-        let known = connections.get(&segment.packet.key) == Some(&segment.conn);
+    pub(crate) fn serve(&mut self, segment: &Segment, backend: Address) {
+        let Server { connections, halves } = self.servers.entry(backend).or_default();
+        let known = connections.get(&segment.flow) == Some(&segment.conn);
         if segment.conn == 0 {
             // Out of every window: ignored, or reset towards a client that has no such connection.
             return;
         }
+        let is_fragment = matches!(segment.packet.part, Part::FirstFragment | Part::LaterFragment);
+        if is_fragment && !halves.remove(&segment.packet.datagram) {
+            halves.insert(segment.packet.datagram);
+            return;
+        }
         let kind = match segment.role {
+            // It tells the server's kernel of a path, and wants no answer.
+            Role::Quote => return,
             Role::Syn => {
-                connections.insert(segment.packet.key, segment.conn);
+                connections.insert(segment.flow, segment.conn);
                 ReplyKind::SynAck
             }
-            Role::Data
-                if segment.packet.key.protocol == UDP && segment.server.is_none_or(|server| server == backend) =>
-            {
-                connections.insert(segment.packet.key, segment.conn);
+            Role::Data if segment.flow.protocol() == UDP && segment.server.is_none_or(|server| server == backend) => {
+                connections.insert(segment.flow, segment.conn);
                 ReplyKind::Ack
             }
             Role::Ack if known && segment.server == Some(backend) => return,

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::address::Address;
+
 use crate::{
     agenda::{Agenda, Happening},
     client::{Client, ConnId},
@@ -15,7 +17,7 @@ use crate::{
     plan::Plan,
     rng::Rng,
     router::Router,
-    server::Connections,
+    server::Server,
     statistics::Statistics,
     stream::Stream,
     time::{MS, Ns, S},
@@ -49,7 +51,7 @@ pub(crate) struct World {
     /// All clients that ever were.
     pub(crate) clients: BTreeMap<ConnId, Client>,
     /// What servers know.
-    pub(crate) servers: BTreeMap<[u8; 4], Connections>,
+    pub(crate) servers: BTreeMap<Address, Server>,
     /// All versions of the configuration; the last one is the newest.
     pub(crate) configs: Vec<Cluster>,
     /// Who knew what since when.
@@ -62,6 +64,8 @@ pub(crate) struct World {
     pub(crate) silent: bool,
     /// Number of the next connection.
     pub(crate) next_conn: ConnId,
+    /// Number of the newest datagram in fragments.
+    pub(crate) next_datagram: u32,
     /// Number of the next stream.
     pub(crate) next_stream: u64,
     /// Number of the next agent's start.
@@ -130,6 +134,7 @@ impl World {
             calm: false,
             silent: false,
             next_conn: 1,
+            next_datagram: 0,
             next_stream: 1,
             next_run: 1,
             next_backend: plan.backends,
@@ -168,7 +173,7 @@ impl World {
             Happening::Client { id, stamp } => self.client_timer(id, stamp),
             Happening::NewClient => self.new_client(),
             Happening::Attack => self.attack(),
-            Happening::FromAttacker { segment } => self.send_to_vip(segment),
+            Happening::Send { segment } => self.send_to_vip(segment),
             Happening::Pump { stream, from } => self.pump(stream, from),
             Happening::Dialled { member, run, peer } => self.dialled(member, run, peer),
             Happening::StreamEnded { stream, end } => self.stream_ended(stream, end),
@@ -207,7 +212,7 @@ impl World {
         let kind = match happening {
             Happening::Wake { member, .. } => 1 + u64::from(*member) * 32,
             Happening::Packet { member, segment } => 2 + u64::from(*member) * 32 + u64::from(segment.conn) * 4096,
-            Happening::AtServer { backend, .. } => 3 + u64::from(backend[3]) * 32,
+            Happening::AtServer { backend, .. } => 3 + u64::from(backend[15]) * 32,
             Happening::Pump { stream, .. } => 4 + stream * 32,
             _ => 0,
         };
