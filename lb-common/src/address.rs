@@ -7,6 +7,22 @@ use crate::bytes::{load32, load64};
 /// An IPv6 address, or an IPv4 address mapped into `::ffff:0:0/96`; network order.
 pub type Address = [u8; 16];
 
+/// An `Address` as words, each as it lies in memory.
+pub type Words = [u64; 2];
+
+/// `address` as words.
+#[inline(always)]
+pub const fn words(address: Address) -> Words {
+    transmute!(address)
+}
+
+/// `mapped` on words.
+#[inline(always)]
+pub const fn mapped_words(v4: u32) -> Words {
+    let low: u64 = transmute!([u32::from_ne_bytes([0, 0, 0xff, 0xff]), v4]);
+    [0, low]
+}
+
 /// Maps an IPv4 address (network order) into the form that types for both families hold.
 #[inline(always)]
 pub const fn mapped(v4: [u8; 4]) -> Address {

@@ -21,8 +21,8 @@ pub use self::{
     transport::UDP_HEADER,
 };
 use crate::{
-    address::{Address, low_word, mapped},
-    bytes::{Header, load32},
+    address::{Address, Words, low_word, mapped, mapped_words},
+    bytes::{Header, load32, load64},
     flow::{FlowKeyV4, FlowKeyV6, UDP},
     liveness::Probe,
     node::{NODE_DROP_OTHER, V4, V6},
@@ -94,10 +94,8 @@ pub enum Parsed {
 /// What the front of a frame says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Front {
-    /// At the IP header of a packet that may be for a VIP.
-    Flow(Place),
-    /// At the IP header of a packet to this member's own address; see `arrival`.
-    Own(Place),
+    /// At the IP header of a packet that may be for a VIP, or for this member.
+    Ours(Place),
     /// Its way ends here.
     End(Reason),
 }
@@ -200,16 +198,18 @@ impl From<Reason> for Refusal {
 /// Parses a frame that arrived on interface `ingress`.
 #[inline(always)]
 pub fn parse<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, ingress: u32) -> Parsed {
-    let place = match front(frame, tables) {
-        Front::Flow(place) => place,
-        Front::Own(place) => match arrival(frame, tables, place, ingress) {
+    let mut place = match front(frame, |address| tables.may_be_ours(address)) {
+        Front::Ours(place) => place,
+        Front::End(reason) => return Parsed::End(reason),
+    };
+    if is_own(frame, tables, place) {
+        place = match arrival(frame, tables, place, ingress) {
             Arrival::HandOff(inner) => inner,
             Arrival::Probe(probe) => return Parsed::Probe(probe),
             Arrival::ProbeEcho(probe) => return Parsed::ProbeEcho(probe),
             Arrival::End(reason) => return Parsed::End(reason),
-        },
-        Front::End(reason) => return Parsed::End(reason),
-    };
+        };
+    }
     if place.is_v6 {
         match flow_v6(frame, tables, place) {
             Flow::Packet(packet) => Parsed::V6(packet),
@@ -225,27 +225,49 @@ pub fn parse<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, ingress: u32) 
     }
 }
 
-/// The link layer, and whom the packet behind it is for.
+/// The link layer, and whether the packet behind it may concern this member at all.
+///
+/// Asks nothing but the filter, `Tables::may_be_ours`: traffic of others is to cost next to nothing.
 #[inline(always)]
-pub fn front<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T) -> Front {
+pub fn front<F: Frame + ?Sized>(frame: &F, may_be_ours: impl Fn(Words) -> bool) -> Front {
     let Some(link) = Link::of(frame) else { return Front::End(Reason::NotIp) };
-    let node = tables.node();
-    let outer = OuterFields { tos: 0 };
-    let mut place = Place { at: link.length, is_v6: false, end: frame.length(), via_peer: false, outer };
-    let is_own = match link.ethertype {
-        ETHERTYPE_IPV4 => {
-            let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Front::End(Reason::NotIp) };
-            let own = low_word(&node.addresses[V4]);
-            own != 0 && load32::<{ ip::DESTINATION_V4 }, _>(ip) == own
-        }
-        ETHERTYPE_IPV6 => {
-            place.is_v6 = true;
-            let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Front::End(Reason::NotIp) };
-            ip::is_same(&ip.dst_addr, &node.addresses[V6])
-        }
+    let is_v6 = match link.ethertype {
+        ETHERTYPE_IPV4 => false,
+        ETHERTYPE_IPV6 => true,
         _ => return Front::End(Reason::NotIp),
     };
-    if is_own { Front::Own(place) } else { Front::Flow(place) }
+    let place =
+        Place { at: link.length, is_v6, end: frame.length(), via_peer: false, outer: OuterFields { tos: 0 } };
+    match destination(frame, place) {
+        Some(address) if may_be_ours(address) => Front::Ours(place),
+        Some(_) => Front::End(Reason::NotOurs),
+        None => Front::End(Reason::NotIp),
+    }
+}
+
+/// The destination of the packet at `place`.
+#[inline(always)]
+fn destination<F: Frame + ?Sized>(frame: &F, place: Place) -> Option<Words> {
+    Some(if place.is_v6 {
+        let ip = frame.header::<Ipv6Hdr>(place.at)?;
+        [load64::<{ ip::DESTINATION_V6 }, _>(ip), load64::<{ ip::DESTINATION_V6 + 8 }, _>(ip)]
+    } else {
+        let ip = frame.header::<Ipv4Hdr>(place.at)?;
+        mapped_words(load32::<{ ip::DESTINATION_V4 }, _>(ip))
+    })
+}
+
+/// Whether the packet at `place` is addressed to this member itself; see `arrival`.
+#[inline(always)]
+pub fn is_own<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place) -> bool {
+    let node = tables.node();
+    if place.is_v6 {
+        let own = &node.addresses[V6];
+        frame.header::<Ipv6Hdr>(place.at).is_some_and(|ip| ip::is_same(&ip.dst_addr, own))
+    } else {
+        let own = low_word(&node.addresses[V4]);
+        own != 0 && frame.header::<Ipv4Hdr>(place.at).is_some_and(|ip| load32::<{ ip::DESTINATION_V4 }, _>(ip) == own)
+    }
 }
 
 /// To this member's own address, on interface `ingress`: a tunnel packet, a probe, or the host's own traffic.
@@ -275,16 +297,18 @@ pub fn arrival<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place
     }
     let end = place.end.min(place.at + length);
     let is_v6 = protocol == IPV6_IN_IP;
-    Arrival::HandOff(Place { at: inner, is_v6, end, via_peer: true, outer: OuterFields { tos } })
+    let inner = Place { at: inner, is_v6, end, via_peer: true, outer: OuterFields { tos } };
+    match destination(frame, inner) {
+        Some(address) if tables.may_be_ours(address) => Arrival::HandOff(inner),
+        Some(_) => Arrival::End(Reason::DropTunnelNoService),
+        None => Arrival::End(Reason::DropMalformed),
+    }
 }
 
 /// The checks are the same for a packet from the wire and from the tunnel: the tunnel carries no authority.
 #[inline(always)]
 pub fn flow_v4<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place) -> Flow<FlowKeyV4> {
     let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Flow::End(cut_off(place)) };
-    if !tables.may_be_vip(mapped(ip.dst_addr)) {
-        return Flow::End(elsewhere(place));
-    }
     match ip::packet_v4(frame, place, ip) {
         Ok(packet) => Flow::Packet(packet),
         Err(refusal) => refused(tables, place, mapped(ip.dst_addr), refusal),
@@ -295,9 +319,6 @@ pub fn flow_v4<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place
 #[inline(always)]
 pub fn flow_v6<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place) -> Flow<FlowKeyV6> {
     let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Flow::End(cut_off(place)) };
-    if !tables.may_be_vip(ip.dst_addr) {
-        return Flow::End(elsewhere(place));
-    }
     match ip::packet_v6(frame, place, ip) {
         Ok(packet) => Flow::Packet(packet),
         Err(refusal) => refused(tables, place, ip.dst_addr, refusal),

@@ -1,6 +1,9 @@
 //! Services: what is balanced.
 
-use crate::{address::Address, hash::mix, map_type};
+use crate::{
+    address::{Address, Words, words},
+    map_type,
+};
 
 map_type! {
     /// A service's identity.
@@ -29,7 +32,8 @@ map_type! {
         pub padding: [u8; 3],
     }
 
-    /// A bitmap over hashes of VIPs: one inlined array look-up keeps traffic of others cheap.
+    /// A bitmap over hashes of VIPs and of this member's own addresses: one inlined array look-up keeps traffic of others
+    /// cheap.
     pub struct VipFilter: 1024 {
         /// 8192 bits.
         pub words: [u64; 128],
@@ -56,26 +60,26 @@ impl ServiceKey {
 }
 
 impl VipFilter {
-    /// A filter that knows no VIP.
+    /// A filter that knows no address.
     pub const EMPTY: Self = Self { words: [0; 128] };
 
-    /// Adds a VIP.
+    /// Adds an address.
     pub fn insert(&mut self, address: &Address) {
-        let (word, bit) = Self::place(*address);
+        let (word, bit) = Self::place(words(*address));
         self.words[word] |= bit;
     }
 
-    /// False: surely no VIP. True: perhaps one.
+    /// False: surely not one that was added. True: perhaps one.
     #[inline(always)]
-    pub fn may_contain(&self, address: Address) -> bool {
+    pub fn may_contain(&self, address: Words) -> bool {
         let (word, bit) = Self::place(address);
         self.words[word] & bit != 0
     }
 
     #[inline(always)]
-    fn place(address: Address) -> (usize, u64) {
-        let [high, low]: [u64; 2] = zerocopy::transmute!(address);
-        let hash = mix(high ^ low.rotate_left(32)) >> 51;
+    fn place([high, low]: Words) -> (usize, u64) {
+        // An odd constant spreads the bits that differ between neighbouring addresses to the top (D. E. Knuth, 6.4).
+        let hash = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
         ((hash as usize >> 6) & 127, 1 << (hash & 63))
     }
 }

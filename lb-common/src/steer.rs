@@ -13,12 +13,12 @@ use self::{
     unknown::{place_anew, steer_unknown},
 };
 use crate::{
-    address::Address,
-    flow::{EVENT_ASKED, FlowEntry, FlowKey, Fragment, Pending, UDP, tick},
+    address::{Address, Words},
+    flow::{EVENT_ASKED, FlowEntry, FlowKey, Fragment, Pending, STATE_ESTABLISHED, UDP, tick},
     lifecycle::{Kind, Lifecycle, next_step},
     liveness::{Liveness, heard_lately},
     node::{NODE_DIRECT, NODE_DROP_OTHER, Node},
-    packet::{Packet, Part},
+    packet::{FIN, Packet, Part, RST, SYN},
     rank::Owners,
     reason::Reason,
     service::{Service, ServiceKey},
@@ -40,8 +40,8 @@ pub trait Tables {
     fn heard_lately(&self) -> u64 {
         heard_lately(self.node(), self.now_ns(), |id| self.probe_heard_ns(id))
     }
-    /// False: surely no VIP.
-    fn may_be_vip(&self, address: Address) -> bool;
+    /// False: surely neither a VIP nor an address of this member.
+    fn may_be_ours(&self, address: Words) -> bool;
     /// The id of the member whose hand-offs come from this address.
     fn member_at(&self, address: &Address) -> Option<u8>;
     /// The service, or the mark of a VIP.
@@ -66,6 +66,12 @@ pub trait Flows<K>: Tables {
     fn flow(&self, key: &K) -> Option<Self::Flow>;
     /// Reads a found entry.
     fn entry(&self, flow: Self::Flow) -> FlowEntry;
+    /// Writes `last_seen` alone, under the same condition as `touch`.
+    #[inline(always)]
+    fn seen(&self, flow: Self::Flow, tag: u32, now: u32) {
+        let FlowEntry { revision, state, packets, .. } = self.entry(flow);
+        self.touch(flow, tag, Lifecycle { last_seen: now, revision, state, packets });
+    }
     /// Writes `last_seen` and the lifecycle fields of a found entry, unless it has come to belong to another tuple than `tag`'s.
     fn touch(&self, flow: Self::Flow, tag: u32, step: Lifecycle);
     /// Adds an entry where there is none.
@@ -189,12 +195,20 @@ pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet
             return Some(Verdict { way: Way::HandOff(peer, owner), reason: Reason::HandOffKnown, service });
         }
     }
-    let (step, is_news) = next_step(&entry, Kind::of(packet), tick(tables.now_ns()));
-    if is_news {
-        return None;
-    }
-    if step.last_seen != entry.last_seen || step.packets != entry.packets {
-        tables.touch(flow, entry.tag, step);
+    let now = tick(tables.now_ns());
+    if entry.state == STATE_ESTABLISHED && packet.flags & (SYN | FIN | RST) == 0 {
+        // `next_step` would change nothing but the time.
+        if now != entry.last_seen {
+            tables.seen(flow, entry.tag, now);
+        }
+    } else {
+        let (step, is_news) = next_step(&entry, Kind::of(packet), now);
+        if is_news {
+            return None;
+        }
+        if step.last_seen != entry.last_seen || step.packets != entry.packets {
+            tables.touch(flow, entry.tag, step);
+        }
     }
     Some(Verdict { way: Way::Deliver(backend, entry.backend), reason: Reason::DeliverKnown, service })
 }

@@ -21,7 +21,7 @@ pub(crate) struct Cursor<'c> {
 }
 
 impl<'c> Cursor<'c> {
-    /// The frame that the program was called for, of `length` bytes.
+    /// The frame that the program was called for, of `length` bytes; 0 where nobody asks.
     #[inline(always)]
     pub(crate) const fn new(ctx: &'c XdpContext, length: usize) -> Self {
         Self { ctx, length }

@@ -23,7 +23,7 @@ use lb_common::{
     node::{BUDGET_ANSWERS, NODE_DROP_OVERSIZED},
     outer::{self, Purpose},
     packet::{Packet, Part},
-    parse::{Arrival, Flow, Frame as _, Front, Place, arrival, flow_v4, flow_v6, front},
+    parse::{Arrival, Flow, Frame as _, Front, Place, arrival, flow_v4, flow_v6, front, is_own},
     reason::{Action, Reason},
     steer::{Flows, Tables as _, Verdict, Way, steer_quickly, steer_rest},
     target::Target,
@@ -32,7 +32,7 @@ use lb_common::{
 use crate::{
     answer::Oversized,
     cursor::Cursor,
-    tables::{Aside, Maps},
+    tables::{Aside, Maps, may_be_ours},
 };
 
 /// Balances packets for the services' VIPs; everything else passes.
@@ -81,33 +81,37 @@ impl End {
 
 #[inline(always)]
 fn balance(cursor: &Cursor<'_>) -> End {
-    let Some(maps) = Maps::open() else { return End::here(Reason::Unconfigured) };
-    let (ctx, length) = (cursor.context(), cursor.length());
-    let place = match front(cursor, &maps) {
-        Front::Flow(place) => place.pack(),
-        Front::Own(place) => match arrive(ctx, place.pack(), length) {
-            end if end & ARRIVED == 0 => return End::unpack(end),
-            place => place,
-        },
+    let place = match front(cursor, may_be_ours) {
+        Front::Ours(place) => place,
         Front::End(reason) => return End::here(reason),
     };
-    End::unpack(if Place::unpack(place).is_v6 {
-        match quick_v6(ctx, place, length) {
-            REST => forward_v6(ctx, length, rest_v6()),
-            end => end,
+    let (ctx, length) = (cursor.context(), cursor.length());
+    let mut is_v6 = place.is_v6;
+    let mut end = quick(ctx, is_v6, place.pack(), length);
+    if end == OWN {
+        end = arrive(ctx, place.pack());
+        if end & ARRIVED != 0 {
+            is_v6 = Place::unpack(end).is_v6;
+            end = quick(ctx, is_v6, end, length);
         }
-    } else {
-        match quick_v4(ctx, place, length) {
-            REST => forward_v4(ctx, length, rest_v4()),
-            end => end,
-        }
-    })
+    }
+    if end == REST {
+        end = if is_v6 { forward_v6(ctx, length, rest_v6()) } else { forward_v4(ctx, length, rest_v4()) };
+    }
+    End::unpack(end)
+}
+
+#[inline(always)]
+fn quick(ctx: *mut xdp_md, is_v6: bool, place: u64, length: usize) -> u64 {
+    if is_v6 { quick_v6(ctx, place, length) } else { quick_v4(ctx, place, length) }
 }
 
 /// A packed place that came through a peer, as `Place::pack` marks it; in a packed end this bit is zero.
 const ARRIVED: u64 = 1 << 24;
 /// Instead of an end: the packet was put aside.
 const REST: u64 = u64::MAX;
+/// Instead of an end: the packet is for this member itself.
+const OWN: u64 = u64::MAX - 1;
 
 // Global functions (kernel 5.6, be8704ff07d2): the verifier walks each once, and not once for every path that calls it;
 // and one after the other they need less stack than one within the other.
@@ -115,9 +119,9 @@ const REST: u64 = u64::MAX;
 /// A packet to this member's own address: the place of the packet inside, or an end.
 #[inline(never)]
 #[unsafe(no_mangle)]
-extern "C" fn arrive(ctx: *mut xdp_md, place: u64, length: usize) -> u64 {
+extern "C" fn arrive(ctx: *mut xdp_md, place: u64) -> u64 {
     let ctx = XdpContext::new(ctx);
-    let cursor = Cursor::new(&ctx, length);
+    let cursor = Cursor::new(&ctx, 0);
     let Some(maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
     let end = match arrival(&cursor, &maps, Place::unpack(place), cursor.ingress()) {
         Arrival::HandOff(inner) => return inner.pack(),
@@ -137,9 +141,13 @@ macro_rules! family {
             let ctx = XdpContext::new(ctx);
             let cursor = Cursor::new(&ctx, length);
             let Some(mut maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
-            let flow = $flow(&cursor, &maps, Place::unpack(place));
+            let place = Place { is_v6: <$key>::IS_V6, ..Place::unpack(place) };
+            if !place.via_peer && is_own(&cursor, &maps, place) {
+                return OWN;
+            }
+            let flow = $flow(&cursor, &maps, place);
             maps.set_clock();
-            quick(&cursor, &maps, flow)
+            go_quickly(&cursor, &maps, flow)
         }
 
         /// The verdict on the packet that was put aside, packed.
@@ -167,7 +175,7 @@ family!(FlowKeyV4, flow_v4, quick_v4, rest_v4, forward_v4);
 family!(FlowKeyV6, flow_v6, quick_v6, rest_v6, forward_v6);
 
 #[inline(always)]
-fn quick<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, flow: Flow<K>) -> u64
+fn go_quickly<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, flow: Flow<K>) -> u64
 where
     Maps: Flows<K>,
     Packet<K>: Aside,

@@ -5,11 +5,11 @@ use aya_ebpf::{
     helpers::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
 };
 use lb_common::{
-    address::Address,
+    address::{Address, Words},
     flow::{EventV4, EventV6, FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, heard_lately},
-    node::{NODE_PEER_PREFIXES, Node},
+    node::{BUDGET_CLASSES, NODE_PEER_PREFIXES, Node},
     packet::Packet,
     rank::{Owners, rank},
     service::{Service, ServiceKey},
@@ -25,12 +25,27 @@ const BPF_NOEXIST: u64 = 1;
 const BPF_EXIST: u64 = 2;
 const EEXIST: i32 = 17;
 
+/// Stands for an element that an array of one always has.
+static DEAD: Liveness = Liveness {
+    forwarding: 0,
+    eligible: 0,
+    lease_until_ns: 0,
+    doubt_until_ns: 0,
+    budgets: [0; BUDGET_CLASSES],
+    padding: [0; 4],
+};
+
+/// `Tables::may_be_ours`, which needs none of the others.
+#[inline(always)]
+pub(crate) fn may_be_ours(address: Words) -> bool {
+    maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
+}
+
 /// The maps, with what nearly every packet needs at hand.
 #[derive(Clone, Copy)]
 pub(crate) struct Maps {
     /// This member.
     pub(crate) node: &'static Node,
-    liveness: &'static Liveness,
     now_ns: u64,
 }
 
@@ -42,7 +57,7 @@ impl Maps {
         if node.id == 0 {
             return None;
         }
-        Some(Self { node, liveness: maps::LIVENESS.get(0)?, now_ns: 0 })
+        Some(Self { node, now_ns: 0 })
     }
 
     /// Reads the clock: left until a packet is known to need it. The coarse one costs a load, and ticks every few milliseconds.
@@ -66,7 +81,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn liveness(&self) -> &Liveness {
-        self.liveness
+        maps::LIVENESS.get(0).unwrap_or(&DEAD)
     }
 
     #[inline(always)]
@@ -80,8 +95,8 @@ impl Tables for Maps {
     }
 
     #[inline(always)]
-    fn may_be_vip(&self, address: Address) -> bool {
-        maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
+    fn may_be_ours(&self, address: Words) -> bool {
+        may_be_ours(address)
     }
 
     #[inline(always)]
@@ -125,7 +140,7 @@ impl Tables for Maps {
     fn take_budget(&self, class: usize) -> bool {
         let Some(budget) = maps::BUDGET.get_ptr_mut(0) else { return false };
         // SAFETY: this CPU's own element.
-        unsafe { &mut *budget }.take(class, &self.liveness.budgets, self.now_ns)
+        unsafe { &mut *budget }.take(class, &self.liveness().budgets, self.now_ns)
     }
 }
 
@@ -182,6 +197,16 @@ macro_rules! flows {
             fn entry(&self, flow: Self::Flow) -> FlowEntry {
                 // SAFETY: an element of the preallocated map stays mapped; its fields may change meanwhile.
                 unsafe { *flow }
+            }
+
+            #[inline(always)]
+            fn seen(&self, flow: Self::Flow, tag: u32, now: u32) {
+                // SAFETY: as in `touch`.
+                unsafe {
+                    if (*flow).tag == tag {
+                        (*flow).last_seen = now;
+                    }
+                }
             }
 
             #[inline(always)]

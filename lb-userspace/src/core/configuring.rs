@@ -43,6 +43,9 @@ impl Core {
         tables.node = self.node;
         tables.members = self.view.members.iter().map(|member| (member.id, member.address)).collect();
         self.slots.fill(&mut tables);
+        for own in self.node.addresses.iter().filter(|own| **own != [0; 16]) {
+            tables.vip_filter.insert(own);
+        }
         self.outputs.push_back(Output::Install(Box::new(tables)));
     }
 

@@ -1,7 +1,7 @@
 //! The tables of one decision, copied: what `steer` needs to decide on one flow, at one moment.
 
 use lb_common::{
-    address::Address,
+    address::{Address, Words, words},
     flow::{FlowEntry, FlowKey, FlowKeyV4, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
@@ -92,8 +92,8 @@ impl Tables for Snapshot {
         self.heard.get(usize::from(id)).map_or(0, |heard| heard.probe_ns)
     }
 
-    fn may_be_vip(&self, address: Address) -> bool {
-        self.is_vip && address == self.key.service().address
+    fn may_be_ours(&self, address: Words) -> bool {
+        self.is_vip && address == words(self.key.service().address)
     }
 
     fn member_at(&self, address: &Address) -> Option<u8> {
