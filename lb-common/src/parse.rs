@@ -236,8 +236,7 @@ pub fn front<F: Frame + ?Sized>(frame: &F, may_be_ours: impl Fn(Words) -> bool) 
         ETHERTYPE_IPV6 => true,
         _ => return Front::End(Reason::NotIp),
     };
-    let place =
-        Place { at: link.length, is_v6, end: frame.length(), via_peer: false, outer: OuterFields { tos: 0 } };
+    let place = Place { at: link.length, is_v6, end: frame.length(), via_peer: false, outer: OuterFields { tos: 0 } };
     match destination(frame, place) {
         Some(address) if may_be_ours(address) => Front::Ours(place),
         Some(_) => Front::End(Reason::NotOurs),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use lb_common::{
-    address::Address,
+    address::{Address, Words},
     flow::{EventV4, FlowEntry, FlowKeyV4, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, Probe},
@@ -211,7 +211,7 @@ impl Tables for Model {
         self.heard.borrow().get(&id).map_or(0, Heard::probe_with_records_ns)
     }
 
-    fn may_be_vip(&self, address: &Address) -> bool {
+    fn may_be_ours(&self, address: Words) -> bool {
         self.vip_filter.may_contain(address)
     }
 

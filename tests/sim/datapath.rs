@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    address::Address,
+    address::{Address, Words, words},
     flow::{FlowEntry, FlowKey as _, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
@@ -104,7 +104,7 @@ impl Datapath {
         if self.installed.node.id == 0 {
             return (Way::Dropped, Reason::Unconfigured);
         }
-        if !self.may_be_vip(segment.flow.service().address) {
+        if !self.may_be_ours(words(segment.flow.service().address)) {
             return (Way::Dropped, Reason::NotOurs);
         }
         let mut packet = segment.packet;
@@ -270,7 +270,7 @@ impl Tables for Datapath {
         self.heard.get(&id).map_or(0, Heard::probe_with_records_ns)
     }
 
-    fn may_be_vip(&self, address: Address) -> bool {
+    fn may_be_ours(&self, address: Words) -> bool {
         self.installed.vip_filter.may_contain(address)
     }
 

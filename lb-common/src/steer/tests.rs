@@ -55,7 +55,7 @@ impl Tables for View {
         self.heard_ns[usize::from(id)]
     }
 
-    fn may_be_vip(&self, _: Address) -> bool {
+    fn may_be_ours(&self, _: Words) -> bool {
         false
     }
 
