@@ -7,15 +7,22 @@ mod claims;
 mod lab;
 mod loss;
 mod maps;
+mod packets;
 
 use std::time::Duration;
 
-use lb_common::flow::{FlowEntry, FlowKeyV4};
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4},
+    reason::Reason,
+};
 use tests::{
     cluster::{Cluster, Shape},
+    command,
     config::Config,
     interrupt,
+    netns::Namespace,
     tables::ranking,
+    topology::CLIENT,
 };
 
 /// How long a record may take to reach every member; what is asserted is that it does.
@@ -32,15 +39,37 @@ fn claims_cluster(balancers: u8) -> Cluster {
 }
 
 fn started(balancers: u8, tune: impl FnOnce(&mut Config)) -> Cluster {
-    let cluster = Cluster::start(Shape { balancers, servers: 3, naive: false }, tune).unwrap();
+    let mut cluster = built(balancers, tune);
+    cluster.start_members().unwrap();
     maps::assert_own_maps(&cluster);
     cluster
+}
+
+/// A cluster whose agents do not run yet.
+fn built(balancers: u8, tune: impl FnOnce(&mut Config)) -> Cluster {
+    Cluster::build(Shape { balancers, servers: 3, naive: false }, tune).unwrap()
 }
 
 /// Ports whose flows (made by `key`) have a ranking among the members of now that satisfies `wanted`.
 fn ports(cluster: &Cluster, key: fn(u16) -> FlowKeyV4, wanted: impl Fn(&[u8]) -> bool) -> impl Iterator<Item = u16> {
     let node = cluster.members[0].tables().node().unwrap();
     (20_000..60_000).filter(move |port| wanted(&ranking(&node, &key(*port))))
+}
+
+/// Packets that all members together counted for `reason`.
+fn counted(cluster: &Cluster, reason: Reason) -> u64 {
+    cluster.members.iter().map(|member| member.tables().packets().unwrap().of(reason)).sum()
+}
+
+/// What `program` says, run in a namespace.
+fn said(namespace: &Namespace, program: &str, arguments: &[&str]) -> String {
+    command::run(namespace.command(program).args(arguments)).unwrap()
+}
+
+/// What the server's socket of the client's connection from `port` says of itself.
+fn server_socket(cluster: &Cluster, server: u32, port: u16) -> String {
+    let server = cluster.servers.iter().find(|other| other.number == server).unwrap();
+    said(&server.host.namespace, "ss", &["--tcp", "--info", "--no-header", "dst", &format!("{CLIENT}:{port}")])
 }
 
 /// Waits until every member has an entry of the flow, and answers them by id.

@@ -20,7 +20,7 @@ use crate::{
     member::{self, Member},
     run::Run,
     server::Server,
-    topology::{CLIENT, Topology, VIP},
+    topology::{CLIENT, Host, Topology, VIP},
 };
 
 /// How long a member may take to get ready: a cold start waits a second for peers.
@@ -127,9 +127,20 @@ impl Cluster {
     /// A running server in the network, not yet in the configuration; answers its position.
     pub fn add_server(&mut self, number: u8) -> Result<usize> {
         let host = self.topology.add_server(number)?;
+        self.start_server(number, host)
+    }
+
+    fn start_server(&mut self, number: u8, host: Host) -> Result<usize> {
         let log = self.run.files().join(&host.name).with_extension("log");
         self.servers.push(Server::start(u32::from(number), host, &member::binary()?, &log)?);
         Ok(self.servers.len() - 1)
+    }
+
+    /// A server behind a link of this MTU, not yet in the configuration; answers its position.
+    pub fn add_jumbo_server(&mut self, number: u8, mtu: u32) -> Result<usize> {
+        let host = self.topology.add_server(number)?;
+        self.topology.set_mtu(&host, mtu)?;
+        self.start_server(number, host)
     }
 
     /// Writes the configuration for all members; nobody reads it yet.

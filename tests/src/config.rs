@@ -3,13 +3,13 @@
 use std::{
     fmt::Write as _,
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use crate::topology::{Host, INTERFACE, VIP};
+use crate::topology::{Family, Host, INTERFACE, VIP, VIP_V6};
 
 /// A configuration file: equal on all members, who are told their names on the command line.
 #[derive(Clone, Debug)]
@@ -20,12 +20,20 @@ pub struct Config {
     pub handoff: &'static str,
     /// `cluster.replicate`.
     pub replicate: &'static str,
+    /// `cluster.timeouts`, if not the default.
+    pub timeouts: Option<&'static str>,
     /// `cluster.probe`: milliseconds between probes, and how many may be missed.
     pub probe: (u32, u32),
+    /// `node.interfaces`.
+    pub interfaces: Vec<&'static str>,
     /// `node.on_stop`, if not the default.
     pub on_stop: Option<&'static str>,
     /// `node.flows_max`, if not the default.
     pub flows_max: Option<u32>,
+    /// The family of the members' addresses.
+    pub underlay: Family,
+    /// The family of the backends' addresses.
+    pub behind: Family,
     /// The members.
     pub members: Vec<Member>,
     /// The services.
@@ -40,7 +48,9 @@ pub struct Member {
     /// Its name.
     pub name: String,
     /// Its tunnel and agent address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
+    /// Where its deliveries to backends of the other family come from.
+    pub second_address: Option<IpAddr>,
 }
 
 /// A service.
@@ -50,6 +60,8 @@ pub struct Service {
     pub name: String,
     /// What it answers on, as `ADDRESS:PORT/PROTOCOL`.
     pub vip: Vec<String>,
+    /// `affinity`, if not the default.
+    pub affinity: Option<&'static str>,
     /// The servers behind it.
     pub backends: Vec<Backend>,
 }
@@ -60,7 +72,7 @@ pub struct Backend {
     /// Its name.
     pub name: String,
     /// Where it is.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Whether it keeps its connections and gets no new ones.
     pub drain: bool,
 }
@@ -73,23 +85,34 @@ impl Config {
             key_file,
             handoff: "owner",
             replicate: "plausible",
+            timeouts: None,
             probe: (20, 5),
+            interfaces: vec![INTERFACE],
             on_stop: None,
             // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
             flows_max: Some(1 << 17),
+            underlay: Family::V4,
+            behind: Family::V4,
             members: Vec::new(),
-            services: vec![Service { name: "web".to_owned(), vip, backends: Vec::new() }],
+            services: vec![Service { name: "web".to_owned(), vip, affinity: None, backends: Vec::new() }],
         }
     }
 
     /// Adds a member.
     pub fn add_member(&mut self, id: u8, host: &Host) {
-        self.members.push(Member { id, name: host.name.clone(), address: host.address });
+        let second_address = (self.behind != self.underlay).then(|| host.address_of(self.behind));
+        let address = host.address_of(self.underlay);
+        self.members.push(Member { id, name: host.name.clone(), address, second_address });
+    }
+
+    /// Has the lab's service answer on its IPv6 address too.
+    pub fn add_vip_v6(&mut self) {
+        self.services[0].vip.extend([format!("[{VIP_V6}]:80/tcp"), format!("[{VIP_V6}]:53/udp")]);
     }
 
     /// Adds a server to the lab's service.
     pub fn add_backend(&mut self, host: &Host) {
-        let backend = Backend { name: host.name.clone(), address: host.address, drain: false };
+        let backend = Backend { name: host.name.clone(), address: host.address_of(self.behind), drain: false };
         self.services[0].backends.push(backend);
     }
 
@@ -127,10 +150,16 @@ impl Config {
         writeln!(out, "hash_key_file = \"{}\"", self.key_file.display())?;
         writeln!(out, "probe = {{ interval = \"{interval}ms\", misses = {misses} }}")?;
         writeln!(out, "handoff = \"{}\"\nreplicate = \"{}\"", self.handoff, self.replicate)?;
-        for Member { id, name, address } in &self.members {
-            writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
+        if let Some(timeouts) = self.timeouts {
+            writeln!(out, "timeouts = {timeouts}")?;
         }
-        writeln!(out, "\n[node]\ninterfaces = [\"{INTERFACE}\"]")?;
+        for Member { id, name, address, second_address } in &self.members {
+            writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
+            if let Some(address) = second_address {
+                writeln!(out, "second_address = \"{address}\"")?;
+            }
+        }
+        writeln!(out, "\n[node]\ninterfaces = {:?}", self.interfaces)?;
         if let Some(on_stop) = self.on_stop {
             writeln!(out, "on_stop = \"{on_stop}\"")?;
         }
@@ -138,7 +167,11 @@ impl Config {
             writeln!(out, "flows_max = {flows_max}")?;
         }
         for service in &self.services {
-            writeln!(out, "\n[[service]]\nname = \"{}\"\nvip = {:?}\nbackends = [", service.name, service.vip)?;
+            writeln!(out, "\n[[service]]\nname = \"{}\"\nvip = {:?}", service.name, service.vip)?;
+            if let Some(affinity) = service.affinity {
+                writeln!(out, "affinity = \"{affinity}\"")?;
+            }
+            writeln!(out, "backends = [")?;
             for Backend { name, address, drain } in &service.backends {
                 let drain = if *drain { ", drain = true" } else { "" };
                 writeln!(out, "    {{ name = \"{name}\", address = \"{address}\"{drain} }},")?;
@@ -151,14 +184,14 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use std::{io::Write, os::unix::fs::OpenOptionsExt};
+    use std::{io::Write, net::Ipv4Addr, os::unix::fs::OpenOptionsExt};
 
     use lb_userspace::config::Host as OnHost;
 
     use super::*;
 
     fn member(id: u8) -> Member {
-        Member { id, name: format!("lb{id}"), address: Ipv4Addr::new(10, 0, 1, 10 + id) }
+        Member { id, name: format!("lb{id}"), address: Ipv4Addr::new(10, 0, 1, 10 + id).into(), second_address: None }
     }
 
     fn key_file() -> PathBuf {
@@ -173,7 +206,7 @@ mod tests {
         let mut config = Config::new(key_file());
         config.members = vec![member(1), member(2), member(3)];
         for last in 11..=13 {
-            let (name, address) = (format!("web-{last}"), Ipv4Addr::new(10, 0, 2, last));
+            let (name, address) = (format!("web-{last}"), Ipv4Addr::new(10, 0, 2, last).into());
             config.services[0].backends.push(Backend { name, address, drain: false });
         }
         config.drain("web-12");
@@ -182,7 +215,8 @@ mod tests {
             lb_userspace::config::Config::parse(&config.render(), Path::new("lab.toml"), &host).unwrap()
         };
         let all = read(&config, "lb2");
-        assert_eq!((all.cluster.members.len(), all.this_member().address), (3, member(2).address));
+        assert_eq!(all.cluster.members.len(), 3);
+        assert_eq!(all.this_member().address.to_string(), member(2).address.to_string());
         assert_eq!(all.node.flows_max, 1 << 17);
         assert_eq!(all.services[0].vips.len(), 2);
         let drained: Vec<bool> = all.services[0].backends.iter().map(|backend| backend.drain).collect();

@@ -31,7 +31,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes the namespace of `role` in this run, with loopback up, IPv6 silent and reverse-path filters off.
+    /// Makes the namespace of `role` in this run, with loopback up and reverse-path filters off.
     pub fn new(run: &Run, role: &str) -> Result<Arc<Self>> {
         let name = format!("{}-{role}", run.prefix());
         command::run(command::ip().args(["netns", "add", &name]))?;
@@ -42,9 +42,10 @@ impl Namespace {
         // Asymmetric paths are the point of direct server return.
         namespace.sysctl("ipv4/conf/all/rp_filter", "0")?;
         namespace.sysctl("ipv4/conf/default/rp_filter", "0")?;
-        // Router solicitations would only disturb what is counted. A kernel without IPv6 has no such file.
-        let _ = namespace.sysctl("ipv6/conf/all/disable_ipv6", "1");
-        let _ = namespace.sysctl("ipv6/conf/default/disable_ipv6", "1");
+        // Addresses are given by hand: what hosts otherwise say about theirs would only disturb what is counted.
+        for (key, value) in [("accept_ra", "0"), ("addr_gen_mode", "1"), ("router_solicitations", "0")] {
+            namespace.sysctl(&format!("ipv6/conf/default/{key}"), value)?;
+        }
         Ok(Arc::new(namespace))
     }
 

@@ -21,6 +21,8 @@ const BPF_LINK_CREATE: c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+/// It also takes frames in several buffers; without this a veth refuses it with an MTU beyond a page.
+const BPF_F_XDP_HAS_FRAGS: u32 = 1 << 5;
 
 /// `r0 = XDP_PASS; exit`, as two little-endian instructions.
 const PASS: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
@@ -32,6 +34,9 @@ struct ProgLoad {
     insn_cnt: u32,
     insns: u64,
     license: u64,
+    log: [u64; 2],
+    kern_version: u32,
+    prog_flags: u32,
 }
 
 /// The first fields of `union bpf_attr` for BPF_LINK_CREATE.
@@ -63,6 +68,9 @@ fn attach_here(interface: &str) -> io::Result<OwnedFd> {
         insn_cnt: PASS.len() as u32,
         insns: PASS.as_ptr() as u64,
         license: license.as_ptr() as u64,
+        log: [0; 2],
+        kern_version: 0,
+        prog_flags: BPF_F_XDP_HAS_FRAGS,
     };
     // SAFETY: the pointers in the attributes are to constants.
     let program = unsafe { bpf(BPF_PROG_LOAD, &load) }?;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -32,17 +32,24 @@ pub struct Caller {
 impl Caller {
     /// Connects from `port` in the client's namespace.
     pub fn open(client: &Namespace, port: u16) -> Result<Self> {
+        Self::open_to(client, SocketAddr::from((VIP, TCP_PORT)), port)
+    }
+
+    /// The same to a service of the test's choice, over the family of its address.
+    pub fn open_to(client: &Namespace, target: SocketAddr, port: u16) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let record = Arc::new(Record::new(u64::from(port), Kind::Idle));
         let socket = || -> io::Result<TcpSocket> {
             let _inside = runtime.enter();
-            let socket = TcpSocket::new_v4()?;
+            let (socket, any): (_, IpAddr) = match target {
+                SocketAddr::V4(_) => (TcpSocket::new_v4()?, Ipv4Addr::UNSPECIFIED.into()),
+                SocketAddr::V6(_) => (TcpSocket::new_v6()?, Ipv6Addr::UNSPECIFIED.into()),
+            };
             socket.set_reuseaddr(true)?;
-            socket.bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))?;
+            socket.bind(SocketAddr::from((any, port)))?;
             Ok(socket)
         };
         let socket = client.within(socket).with_context(|| format!("cannot bind port {port}"))?;
-        let target = SocketAddrV4::new(VIP, TCP_PORT);
         let connecting = Connection::open_from(socket, target, Arc::clone(&record), PATIENCE);
         let connection =
             runtime.block_on(connecting).map_err(|fault| anyhow!("connecting from port {port}: {fault}"))?;
@@ -57,6 +64,11 @@ impl Caller {
     /// 64 KiB in full-size segments, and the digest of what arrived.
     pub fn upload(&mut self) -> Result<()> {
         self.exchange(DIGEST, PAYLOAD_MAX)
+    }
+
+    /// 64 KiB there and back.
+    pub fn echo(&mut self) -> Result<()> {
+        self.exchange(ECHO, PAYLOAD_MAX)
     }
 
     /// The server that answers.

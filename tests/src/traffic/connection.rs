@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::SocketAddrV4,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -30,20 +30,21 @@ pub(super) struct Connection {
 
 impl Connection {
     /// Connects within `patience`, from a port of the kernel's choice.
-    pub(super) async fn open(target: SocketAddrV4, record: Arc<Record>, patience: Duration) -> Result<Self, Fault> {
-        let socket = TcpSocket::new_v4().map_err(fault_of)?;
+    pub(super) async fn open(target: SocketAddr, record: Arc<Record>, patience: Duration) -> Result<Self, Fault> {
+        let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.map_err(fault_of)?;
         Self::open_from(socket, target, record, patience).await
     }
 
     /// Connects within `patience`, with a socket that may be bound.
     pub(super) async fn open_from(
         socket: TcpSocket,
-        target: SocketAddrV4,
+        target: SocketAddr,
         record: Arc<Record>,
         patience: Duration,
     ) -> Result<Self, Fault> {
         let began = Instant::now();
-        let Ok(Ok(stream)) = timeout(patience, socket.connect(target.into())).await else {
+        let Ok(Ok(stream)) = timeout(patience, socket.connect(target)).await else {
             return Err(Fault::Handshake);
         };
         // Without Nagle's algorithm: a small request is sent when it is made.

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket as StdUdp},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket as StdUdp},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -65,7 +65,12 @@ pub struct Stream {
 impl Stream {
     /// Begins to send from `client` to the lab's service.
     pub fn start(client: &Arc<Namespace>, pace: Pace) -> Result<Self> {
-        let sockets = client.within(|| open(pace.flows)).context("cannot open the datagrams' sockets")?;
+        Self::start_to(client, VIP.into(), pace)
+    }
+
+    /// The same to a VIP of the test's choice.
+    pub fn start_to(client: &Arc<Namespace>, vip: IpAddr, pace: Pace) -> Result<Self> {
+        let sockets = client.within(|| open(vip, pace.flows)).context("cannot open the datagrams' sockets")?;
         let stop = Arc::new(AtomicBool::new(false));
         let flag = Arc::clone(&stop);
         let thread = client.thread("datagrams", move || exchange(sockets, pace, &flag))?;
@@ -87,10 +92,11 @@ impl Drop for Stream {
     }
 }
 
-fn open(flows: usize) -> io::Result<Vec<StdUdp>> {
+fn open(vip: IpAddr, flows: usize) -> io::Result<Vec<StdUdp>> {
+    let any: IpAddr = if vip.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let one = |_| {
-        let socket = StdUdp::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-        socket.connect(SocketAddrV4::new(VIP, UDP_PORT))?;
+        let socket = StdUdp::bind((any, 0))?;
+        socket.connect(SocketAddr::from((vip, UDP_PORT)))?;
         socket.set_nonblocking(true)?;
         Ok(socket)
     };

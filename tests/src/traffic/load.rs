@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    net::SocketAddrV4,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread,
     time::Duration,
@@ -36,7 +36,7 @@ const WORD: usize = 64;
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
     /// The service.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// Connections with small requests at an interval.
     pub chatty: usize,
     /// Connections that are silent until woken.
@@ -59,7 +59,7 @@ impl Plan {
     /// No connections at all; a base for plans that name their own.
     pub fn quiet() -> Self {
         Self {
-            target: SocketAddrV4::new(VIP, TCP_PORT),
+            target: SocketAddr::from((VIP, TCP_PORT)),
             chatty: 0,
             idle: 0,
             uploading: 0,

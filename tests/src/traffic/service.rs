@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, TcpListener as StdListener, UdpSocket as StdUdp},
+    net::{Ipv6Addr, TcpListener as StdListener, UdpSocket as StdUdp},
     sync::Arc,
     thread,
 };
@@ -15,12 +15,19 @@ use tokio::{
 };
 
 use super::wire::{self, Answer, REQUEST_BYTES, Request};
-use crate::netns::Namespace;
+use crate::{
+    netns::Namespace,
+    topology::{VIP, VIP_V6},
+};
 
 /// The port on which connections are answered.
 pub const TCP_PORT: u16 = 80;
+/// Another one, of no service of its own.
+pub const OTHER_TCP_PORT: u16 = 8080;
 /// The port from which datagrams are returned.
 pub const UDP_PORT: u16 = 53;
+/// The longest there are.
+const DATAGRAM_MAX: usize = 65_507;
 
 /// A thread in a server's namespace that answers until it is dropped.
 #[derive(Debug)]
@@ -50,25 +57,33 @@ impl Drop for Service {
     }
 }
 
-fn bind() -> io::Result<(StdListener, StdUdp)> {
-    let tcp = StdListener::bind((Ipv4Addr::UNSPECIFIED, TCP_PORT))?;
-    tcp.set_nonblocking(true)?;
+fn bind() -> io::Result<([StdListener; 2], [StdUdp; 2])> {
+    // They take connections of both families.
+    let any = Ipv6Addr::UNSPECIFIED;
+    let tcp = [StdListener::bind((any, TCP_PORT))?, StdListener::bind((any, OTHER_TCP_PORT))?];
+    for listener in &tcp {
+        listener.set_nonblocking(true)?;
+    }
     // Datagrams are returned from the address they were sent to only by a socket bound to it.
-    let udp = StdUdp::bind((crate::topology::VIP, UDP_PORT))?;
-    udp.set_nonblocking(true)?;
+    let udp = [StdUdp::bind((VIP, UDP_PORT))?, StdUdp::bind((VIP_V6, UDP_PORT))?];
+    for socket in &udp {
+        socket.set_nonblocking(true)?;
+    }
     Ok((tcp, udp))
 }
 
-fn serve(tcp: StdListener, udp: StdUdp, number: u32, stopped: oneshot::Receiver<()>) {
+fn serve(tcp: [StdListener; 2], udp: [StdUdp; 2], number: u32, stopped: oneshot::Receiver<()>) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.expect("a runtime needs only an epoll descriptor");
     runtime.block_on(async move {
-        let tcp = TcpListener::from_std(tcp).expect("the listener is not blocking");
-        let udp = UdpSocket::from_std(udp).expect("the socket is not blocking");
+        let [tcp, other] = tcp.map(|tcp| TcpListener::from_std(tcp).expect("the listener is not blocking"));
+        let [udp, udp_v6] = udp.map(|udp| UdpSocket::from_std(udp).expect("the socket is not blocking"));
         tokio::select! {
             _ = stopped => {}
             () = accept(tcp, number) => {}
+            () = accept(other, number) => {}
             () = reflect(udp) => {}
+            () = reflect(udp_v6) => {}
         }
     });
 }
@@ -109,7 +124,7 @@ async fn answer(mut stream: TcpStream, server: u32) -> io::Result<()> {
 }
 
 async fn reflect(socket: UdpSocket) {
-    let mut datagram = [0; 2048];
+    let mut datagram = vec![0; DATAGRAM_MAX];
     loop {
         let Ok((length, from)) = socket.recv_from(&mut datagram).await else { continue };
         // A full socket buffer on the way back is a loss like any other; the client counts it.
