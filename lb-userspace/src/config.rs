@@ -8,7 +8,7 @@
 //! do its interfaces exist, is the key file readable by nobody else), and the valid types.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -37,7 +37,10 @@ pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
 pub use problem::ConfigError;
-pub use value::{Handoff, InterfaceName, MemberId, Name, OnStop, Replicate, Weight};
+pub use value::{
+    Affinity, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic, Prefix, Replicate, TooBig,
+    Weight,
+};
 pub use vip::{Protocol, Vip};
 
 /// Where the configuration is when nobody says otherwise.
@@ -78,6 +81,8 @@ pub struct Cluster {
     pub replicate: Replicate,
     /// How long a silent flow is remembered.
     pub timeouts: Timeouts,
+    /// Where deliveries come from, at most one prefix of each family; the member's address where there is none.
+    pub delivery_source: Vec<Prefix>,
     /// The members, by id.
     pub members: Vec<Member>,
 }
@@ -93,18 +98,26 @@ pub struct Timeouts {
     pub closing: Duration,
     /// TCP, the client sent a RST.
     pub reset: Duration,
-    /// UDP.
+    /// UDP, where the service says nothing else.
     pub udp: Duration,
+    /// SCTP, established.
+    pub sctp: Duration,
+    /// SCTP, the client shuts the association down.
+    pub sctp_closing: Duration,
 }
 
 impl Timeouts {
-    /// `tcp`: RFC 5382, REQ-5. `closing`: 2 MSL. `reset`: the least that a forged RST may cost (law 5).
+    /// `tcp`: RFC 5382, REQ-5. `closing`: 2 MSL. `reset`: the least that a forged RST may cost (law 5). `sctp`: an idle
+    /// association that lives is heard of by its heartbeats, every 30 s and five times until one end gives up (RFC 9260,
+    /// section 16); a minute more for the longest RTO.
     pub const DEFAULT: Self = Self {
         young: Duration::from_secs(15),
         tcp: Duration::from_secs(2 * 3600 + 4 * 60),
         closing: Duration::from_secs(120),
         reset: Duration::from_secs(30),
         udp: Duration::from_secs(90),
+        sctp: Duration::from_secs(210),
+        sctp_closing: Duration::from_secs(60),
     };
 }
 
@@ -115,8 +128,19 @@ pub struct Member {
     pub id: MemberId,
     /// For people; also how a host finds itself in the file.
     pub name: Name,
-    /// Its tunnel and agent address.
-    pub address: Ipv4Addr,
+    /// Its agent's address, and where tunnels to it end; of the same family for all members.
+    pub address: IpAddr,
+    /// An address of the other family, to deliver to backends of that family from.
+    pub second_address: Option<IpAddr>,
+    /// Where its hand-offs come from, if not from its address; of the same family.
+    pub hand_off_source: Option<Prefix>,
+}
+
+impl Member {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        std::iter::once(self.address).chain(self.second_address)
+    }
 }
 
 /// What concerns one member only.
@@ -128,8 +152,16 @@ pub struct Node {
     pub interfaces: Vec<InterfaceName>,
     /// What happens to the datapath when the agent stops.
     pub on_stop: OnStop,
-    /// Flows this member can hold.
+    /// IPv4 flows this member can hold.
     pub flows_max: u32,
+    /// IPv6 flows this member can hold.
+    pub flows_v6_max: u32,
+    /// Whether frames may lie in several buffers.
+    pub multi_buffer: MultiBuffer,
+    /// What becomes of packets for a VIP that are not balanced.
+    pub other_traffic: OtherTraffic,
+    /// What becomes of IPv4 packets that do not fit and may be fragmented.
+    pub too_big: TooBig,
     /// New flows that one CPU may record per second.
     pub budgets: Budgets,
 }
@@ -141,13 +173,17 @@ pub struct Budgets {
     pub tcp: u32,
     /// UDP flows.
     pub udp: u32,
-    /// TCP connections known from later packets only.
+    /// TCP connections and SCTP associations known from later packets only.
     pub derived: u32,
+    /// SCTP associations whose beginning was seen.
+    pub sctp: u32,
+    /// Answers to clients: echo replies and ICMP errors. They are no flows, but nobody needs more.
+    pub answers: u32,
 }
 
 impl Budgets {
     /// One core records about this many before it starves the packets of known flows.
-    pub const DEFAULT: Self = Self { tcp: 125_000, udp: 125_000, derived: 125_000 };
+    pub const DEFAULT: Self = Self { tcp: 125_000, udp: 125_000, derived: 125_000, sctp: 125_000, answers: 10_000 };
 }
 
 /// Something that is balanced.
@@ -159,6 +195,12 @@ pub struct Service {
     pub vips: Vec<Vip>,
     /// The servers behind it; at least one has a weight.
     pub backends: Vec<Backend>,
+    /// What new flows of one client have in common.
+    pub affinity: Affinity,
+    /// Whether echo requests to its VIPs are answered; one service of a VIP suffices.
+    pub echo: bool,
+    /// How long a silent UDP flow is remembered, if not for `Timeouts::udp`.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// A server behind a service.
@@ -166,8 +208,8 @@ pub struct Service {
 pub struct Backend {
     /// For people.
     pub name: Name,
-    /// Its identity within the service; packets are tunnelled there.
-    pub address: Ipv4Addr,
+    /// Its identity within the service; packets are tunnelled there, whatever their family.
+    pub address: IpAddr,
     /// Its share of new flows, relative to the others; 0 for none.
     pub weight: Weight,
     /// Keeps its flows and takes no new ones.

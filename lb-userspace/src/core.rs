@@ -53,7 +53,7 @@ pub use self::{
     view::View,
 };
 use self::{
-    expiry::{Dues, Tombstones},
+    expiry::{Dues, Timers, Tombstones},
     link::{Link, Peer},
     liveness::{State, Watch},
     parked::Parked,
@@ -92,6 +92,7 @@ pub struct Core {
     young: Dues,
     tombstones: Tombstones,
     parked: Parked,
+    timers: Timers,
     is_full: bool,
     /// The next row to visit.
     scanned: u32,
@@ -273,6 +274,7 @@ impl Core {
             young: Dues::default(),
             tombstones: Tombstones::default(),
             parked: Parked::default(),
+            timers: Timers::new(&view),
             is_full: false,
             scanned: 0,
             sweep: 0,

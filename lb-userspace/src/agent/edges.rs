@@ -3,14 +3,14 @@
 use std::{
     collections::BTreeMap,
     io,
-    net::Ipv4Addr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
 use lb_common::{
-    address::{Address, unmapped},
-    flow::FlowKeyV4,
+    address::Address,
+    flow::{FlowEntry, FlowKeyV4, FlowKeyV6},
     maps,
 };
 use tokio::sync::mpsc;
@@ -18,8 +18,8 @@ use tracing::{error, info, warn};
 
 use super::{Options, fixed::Fixed};
 use crate::{
-    config::{Config, OnStop},
-    core::{Adopted, Core, Input, Key, Level, Output},
+    config::{self, Config, OnStop},
+    core::{Adopted, Core, Input, Key, Level, Output, PutMode},
     io::{
         clock::now_ns,
         complaint::Complaint,
@@ -50,6 +50,7 @@ pub(super) struct Edges {
     datapath: Datapath,
     installed: Installed,
     flows: FlowTable<FlowKeyV4>,
+    flows_v6: FlowTable<FlowKeyV6>,
     events: EventRings,
     prober: Prober,
     sessions: Sessions,
@@ -83,28 +84,32 @@ impl Edges {
         let fixed = Fixed::of(config);
         let (own, port) = (fixed.own, fixed.port);
         let state = StateDirectory::open(&options.state)?;
-        let at = || format!("cannot use {own}:{port}; is it an address of this host, and the port free?");
+        let socket = SocketAddr::new(own, port);
+        let at = || format!("cannot use {socket}; is it an address of this host, and the port free?");
         let prober = Prober::bind(own, port).with_context(at)?;
         let sessions = Sessions::listen(own, port).with_context(at)?;
         let (pins, mode) = (options.pins.as_path(), options.mode);
-        let spec = Spec { pins, interfaces: &fixed.interfaces, mode, flows_max: fixed.flows_max };
+        let Fixed { multi_buffer, flows_max, flows_v6_max, .. } = fixed;
+        let spec = Spec { pins, interfaces: &fixed.interfaces, mode, multi_buffer, flows_max, flows_v6_max };
         let mut datapath = Datapath::load(&spec)?;
         let (mut installed, adopted) = Installed::open(&mut datapath)?;
         let others = config.cluster.members.iter().filter(|member| member.id != fixed.id);
-        let peers: Vec<Ipv4Addr> = others.map(|member| member.address).collect();
+        let peers: Vec<IpAddr> = others.map(|member| member.address).collect();
         datapath.check_way_to(&peers)?;
         installed.set_cluster_interface(datapath.cluster_ifindex())?;
         let flows = FlowTable::new(datapath.map(maps::FLOWS)?);
+        let flows_v6 = FlowTable::new(datapath.map(maps::FLOWS_V6)?);
         let events = EventRings::open(&mut datapath)?;
         let (found, resolved) = mpsc::channel(RESOLVED);
         let next_hops = NextHops::start(found).context("next hops")?;
         let (chunks, swept) = mpsc::channel(sweep::CHUNKS);
-        sweep::start::<FlowKeyV4>(flows.map(), chunks).context("sweep")?;
+        sweep::start(flows.map(), flows_v6.map(), chunks).context("sweep")?;
         let incarnation = state.next_incarnation()?;
         let edges = Self {
             datapath,
             installed,
             flows,
+            flows_v6,
             events,
             prober,
             sessions,
@@ -131,7 +136,8 @@ impl Edges {
 
     /// Finds out how `targets` are reached, besides those that packets are sent to now.
     pub(super) fn follow(&self, targets: &[Address]) {
-        self.next_hops.follow(self.installed.addresses().chain(targets.iter().copied()).collect());
+        let addresses = self.installed.addresses().chain(targets.iter().copied()).collect();
+        self.next_hops.follow(addresses, self.datapath.ifindexes());
     }
 
     /// Whether it is known how all of `targets` are reached.
@@ -144,7 +150,10 @@ impl Edges {
         complain(self.installed.complete());
         match self.datapath.watch() {
             Ok(false) => {}
-            Ok(true) => complain(self.installed.set_cluster_interface(self.datapath.cluster_ifindex())),
+            Ok(true) => {
+                complain(self.installed.set_cluster_interface(self.datapath.cluster_ifindex()));
+                self.follow(&[]);
+            }
             Err(error) => error!(%error, "cannot look after the interfaces"),
         }
         if self.healed_at.elapsed() >= HEAL_EVERY {
@@ -168,27 +177,8 @@ impl Edges {
                         self.prober.send(to, &probe);
                     }
                 }
-                Output::PutFlow { key: Key::V4(key), entry, mode } => match self.flows.put(&key, entry, mode) {
-                    Ok(Put::Done) => {}
-                    Ok(Put::Found(entry)) => core.handle(now_ns(), Input::Observed { key: key.into(), entry }),
-                    Ok(Put::Full) => {
-                        if let Some(records) = self.full.note() {
-                            warn!(records, "the flow table is full; records of peers found no room (node.flows_max)");
-                        }
-                    }
-                    Err(error) => complain::<(), _>(Err(error)),
-                },
-                Output::DeleteFlow { key: Key::V4(key), unless_seen_since } => {
-                    match self.flows.delete(&key, unless_seen_since) {
-                        Ok(Deletion::Done) => core.handle(now_ns(), Input::Deleted { key: key.into() }),
-                        Ok(Deletion::Spared(entry)) => {
-                            core.handle(now_ns(), Input::Observed { key: key.into(), entry })
-                        }
-                        Err(error) => complain::<(), _>(Err(error)),
-                    }
-                }
-                // No service has an IPv6 VIP yet, so no such flow exists.
-                Output::PutFlow { key: Key::V6(_), .. } | Output::DeleteFlow { key: Key::V6(_), .. } => {}
+                Output::PutFlow { key, entry, mode } => self.put_flow(core, key, entry, mode),
+                Output::DeleteFlow { key, unless_seen_since } => self.delete_flow(core, key, unless_seen_since),
                 Output::Dial { peer } => self.sessions.dial(peer),
                 Output::Send { session, bytes } => self.sessions.send(session, bytes),
                 Output::Close { session } => self.sessions.close(session),
@@ -209,7 +199,7 @@ impl Edges {
             return;
         }
         for (&member, address) in self.installed.members() {
-            if unmapped(*address) == Some(self.fixed.own.octets()) {
+            if *address == config::address(self.fixed.own) {
                 continue;
             }
             match self.installed.heard(member) {
@@ -272,14 +262,44 @@ impl Edges {
         if let Err(error) = self.installed.install(tables) {
             error!(%error, "the tables are not as configured; the next change tries again");
         }
-        let members: BTreeMap<u8, Ipv4Addr> =
+        let members: BTreeMap<u8, IpAddr> =
             self.installed.members().keys().filter_map(|id| Some((*id, self.address(*id)?))).collect();
         self.sessions.set_members(members);
-        self.next_hops.follow(self.installed.addresses().collect());
+        self.follow(&[]);
     }
 
-    fn address(&self, member: u8) -> Option<Ipv4Addr> {
-        self.installed.members().get(&member).and_then(|address| unmapped(*address)).map(Ipv4Addr::from)
+    fn put_flow(&mut self, core: &mut Core, key: Key, entry: FlowEntry, mode: PutMode) {
+        let put = match &key {
+            Key::V4(key) => self.flows.put(key, entry, mode),
+            Key::V6(key) => self.flows_v6.put(key, entry, mode),
+        };
+        match put {
+            Ok(Put::Done) => {}
+            Ok(Put::Found(entry)) => core.handle(now_ns(), Input::Observed { key, entry }),
+            Ok(Put::Full) => {
+                let setting = if matches!(key, Key::V4(_)) { "node.flows_max" } else { "node.flows_v6_max" };
+                if let Some(records) = self.full.note() {
+                    warn!(records, "the flow table is full; records of peers found no room ({setting})");
+                }
+            }
+            Err(error) => complain::<(), _>(Err(error)),
+        }
+    }
+
+    fn delete_flow(&mut self, core: &mut Core, key: Key, unless_seen_since: u32) {
+        let deletion = match &key {
+            Key::V4(key) => self.flows.delete(key, unless_seen_since),
+            Key::V6(key) => self.flows_v6.delete(key, unless_seen_since),
+        };
+        match deletion {
+            Ok(Deletion::Done) => core.handle(now_ns(), Input::Deleted { key }),
+            Ok(Deletion::Spared(entry)) => core.handle(now_ns(), Input::Observed { key, entry }),
+            Err(error) => complain::<(), _>(Err(error)),
+        }
+    }
+
+    fn address(&self, member: u8) -> Option<IpAddr> {
+        self.installed.members().get(&member).map(|address| config::ip(*address))
     }
 }
 

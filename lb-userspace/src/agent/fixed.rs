@@ -1,16 +1,18 @@
 //! What a running agent cannot change.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use crate::config::{Config, InterfaceName, MemberId};
+use crate::config::{Config, InterfaceName, MemberId, MultiBuffer};
 
 /// The part of the configuration that sockets, maps and links were made with.
 pub(super) struct Fixed {
     pub(super) id: MemberId,
-    pub(super) own: Ipv4Addr,
+    pub(super) own: IpAddr,
     pub(super) port: u16,
     pub(super) interfaces: Vec<String>,
+    pub(super) multi_buffer: MultiBuffer,
     pub(super) flows_max: u32,
+    pub(super) flows_v6_max: u32,
 }
 
 impl Fixed {
@@ -20,7 +22,9 @@ impl Fixed {
             own: config.this_member().address,
             port: config.cluster.port,
             interfaces: config.node.interfaces.iter().map(|name| InterfaceName::as_str(name).to_owned()).collect(),
+            multi_buffer: config.node.multi_buffer,
             flows_max: config.node.flows_max,
+            flows_v6_max: config.node.flows_v6_max,
         }
     }
 
@@ -31,13 +35,19 @@ impl Fixed {
             return Err(format!("this member would be {} instead of {}", new.id, self.id));
         }
         if (new.own, new.port) != (self.own, self.port) {
-            return Err(format!("this member would be at {}:{}", new.own, new.port));
+            return Err(format!("this member would be at {}", std::net::SocketAddr::new(new.own, new.port)));
         }
         if new.interfaces != self.interfaces {
             return Err(format!("the interfaces would be {}", new.interfaces.join(", ")));
         }
         if new.flows_max != self.flows_max {
             return Err(format!("the flow table would hold {}", new.flows_max));
+        }
+        if new.flows_v6_max != self.flows_v6_max {
+            return Err(format!("the table of IPv6 flows would hold {}", new.flows_v6_max));
+        }
+        if new.multi_buffer != self.multi_buffer {
+            return Err("node.multi_buffer would change".to_owned());
         }
         Ok(())
     }

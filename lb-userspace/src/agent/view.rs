@@ -2,14 +2,11 @@
 
 use std::time::Duration;
 
-use lb_common::{
-    address::{Address, mapped},
-    node::BUDGET_WINDOW_SHIFT,
-};
+use lb_common::{address::Address, node::BUDGET_WINDOW_SHIFT};
 
 use crate::{
-    config::{Config, Replicate},
-    core::view::{Backend, Limits, Member, Probing, Service, Timeouts, View},
+    config::{Affinity, Config, Handoff, OtherTraffic, Replicate, TooBig, address},
+    core::view::{Backend, Limits, Member, Prefix, Probing, Service, Timeouts, View},
 };
 
 /// The view that `config` gives to its member.
@@ -18,9 +15,16 @@ pub(super) fn of(config: &Config) -> View {
     let member = |member: &crate::config::Member| Member {
         id: member.id.get(),
         name: member.name.as_str().to_owned(),
-        address: mapped(member.address.octets()),
+        address: address(member.address),
+        second_address: member.second_address.map(address),
+        hand_off_source: member.hand_off_source.as_ref().map(prefix),
     };
-    let budgets = config.node.budgets;
+    let node = &config.node;
+    let budgets = node.budgets;
+    let delivery_source = |is_v4| {
+        let mut sources = cluster.delivery_source.iter();
+        sources.find(|source| source.address.is_ipv4() == is_v4).map(prefix)
+    };
     View {
         me: config.node.id.get(),
         members: cluster.members.iter().map(member).collect(),
@@ -31,16 +35,22 @@ pub(super) fn of(config: &Config) -> View {
         port: cluster.port,
         probing: Probing { interval: cluster.probe_interval, misses: u32::from(cluster.probe_misses) },
         first_packet: cluster.replicate == Replicate::FirstPacket,
+        direct: cluster.handoff == Handoff::Direct,
+        drop_other: node.other_traffic == OtherTraffic::Drop,
+        drop_oversized: node.too_big == TooBig::Drop,
+        delivery_sources: [delivery_source(true), delivery_source(false)],
         timeouts: Timeouts {
             young: cluster.timeouts.young,
             established: cluster.timeouts.tcp,
             closing: cluster.timeouts.closing,
             reset: cluster.timeouts.reset,
             udp: cluster.timeouts.udp,
+            sctp: cluster.timeouts.sctp,
+            sctp_closing: cluster.timeouts.sctp_closing,
         },
-        budgets: [budgets.tcp, budgets.udp, budgets.derived, budgets.tcp, budgets.derived].map(per_window),
+        budgets: [budgets.tcp, budgets.udp, budgets.derived, budgets.sctp, budgets.answers].map(per_window),
         services: config.services.iter().map(service).collect(),
-        limits: Limits { flows: config.node.flows_max as usize, ..Limits::default() },
+        limits: Limits { flows: node.flows_max as usize + node.flows_v6_max as usize, ..Limits::default() },
     }
 }
 
@@ -55,7 +65,7 @@ pub(super) fn targets(view: &View) -> Vec<Address> {
 fn service(service: &crate::config::Service) -> Service {
     let backend = |backend: &crate::config::Backend| Backend {
         name: backend.name.as_str().to_owned(),
-        address: mapped(backend.address.octets()),
+        address: address(backend.address),
         weight: backend.weight.get(),
         drain: backend.drain,
     };
@@ -63,7 +73,16 @@ fn service(service: &crate::config::Service) -> Service {
         name: service.name.as_str().to_owned(),
         vips: service.vips.iter().map(crate::config::Vip::key).collect(),
         backends: service.backends.iter().map(backend).collect(),
+        affinity: service.affinity == Affinity::Source,
+        echo: service.echo,
+        idle_timeout: service.idle_timeout,
     }
+}
+
+/// In the form of types for both families: an IPv4 prefix is mapped.
+fn prefix(prefix: &crate::config::Prefix) -> Prefix {
+    let mapped_bits = if prefix.address.is_ipv4() { 96 } else { 0 };
+    Prefix { address: address(prefix.address), length: mapped_bits + prefix.length }
 }
 
 /// A budget is configured per second and spent per window; the least is one flow a window.

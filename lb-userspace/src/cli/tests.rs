@@ -107,7 +107,7 @@ fn readings() -> Readings {
     let target = |address, state| Target { address: mapped(address), next_hop, ring: 3, state, padding: [0; 3] };
     let mut node = Node::new_zeroed();
     (node.schema, node.id, node.members, node.configured) = (SCHEMA, 1, 2, 0b11);
-    (node.address, node.incarnation) = (mapped([10, 0, 1, 11]), 5);
+    (node.addresses[0], node.incarnation) = (mapped([10, 0, 1, 11]), 5);
     for (slot, id) in node.seeds.iter_mut().zip(1..=2) {
         *slot = Seed { seed: seed(id), id: u64::from(id) };
     }
@@ -115,16 +115,27 @@ fn readings() -> Readings {
     let heard = Heard { probe_ns: NOW - 7_000_000, echo_ns, echo_sent_ns, incarnation: 3, ..Heard::new_zeroed() };
     let mut counters = vec![Counter { packets: 0, bytes: 0 }; REASONS];
     counters[Reason::DeliverKnown as usize] = Counter { packets: 1_234_567, bytes: 98_765_432 };
-    counters[Reason::DropFragment as usize] = Counter { packets: 3, bytes: 4_500 };
+    counters[Reason::DropFragmentNoHead as usize] = Counter { packets: 3, bytes: 4_500 };
     let key = ServiceKey { address: mapped([203, 0, 113, 10]), port: [0, 80], protocol: 6, padding: 0 };
     Readings {
         now_ns: NOW,
         node,
-        liveness: Liveness { forwarding: 0b11, eligible: 0b11, lease_until_ns: NOW + 80_000_000 },
+        liveness: Liveness {
+            forwarding: 0b11,
+            eligible: 0b11,
+            lease_until_ns: NOW + 80_000_000,
+            budgets: [1000; 5],
+            doubt_until_ns: 0,
+            padding: [0; 4],
+        },
         heard: vec![Heard::new_zeroed(), Heard::new_zeroed(), heard],
         members: [0, 11, 12].map(|last| target([10, 0, 1, last], TARGET_SERVING)).to_vec(),
         backends: vec![Target::NONE, target([10, 0, 2, 11], TARGET_SERVING), target([10, 0, 2, 12], TARGET_DRAINING)],
-        services: vec![(key, Service { ring: 3, padding: [0; 4] }, Some(Box::new(Ring { slots: [1; 16384] })))],
+        services: vec![(
+            key,
+            Service { ring: 3, flags: 0, padding: [0; 3] },
+            Some(Box::new(Ring { slots: [1; 16384] })),
+        )],
         counters,
         flows: FlowCount { flows: 12_345, is_exact: true },
         flows_max: FLOWS_MAX,
@@ -163,7 +174,7 @@ web      203.0.113.10:80/tcp        1         1     0        0            0  yes
 
 OUTCOME        ACTION     PACKETS     BYTES
 deliver_known  deliver  1,234,567  94.2 MiB
-drop_fragment  drop             3    4500 B
+drop_fragment_no_head  drop             3    4500 B
 ";
     assert_eq!(status::render(&judged(&readings()), Paint::off()), expected);
 }
@@ -253,5 +264,5 @@ fn json_has_the_fields_that_programs_rely_on() {
     assert_eq!(json["members"][1]["address"], "10.0.1.12");
     assert_eq!(json["services"][0]["vip"], "203.0.113.10:80/tcp");
     assert_eq!(json["flows"]["used"], 12_345);
-    assert_eq!(json["packets"][1]["reason"], "drop_fragment");
+    assert_eq!(json["packets"][1]["reason"], "drop_fragment_no_head");
 }

@@ -1,7 +1,7 @@
 //! `[cluster]` and its members.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +14,7 @@ use super::{
     key::Key,
     problem::{Problem, Problems},
     section::{Section, reject_duplicates},
-    value::{Handoff, Integer, MemberId, Name, Period, Replicate},
+    value::{Handoff, Integer, MemberId, Name, Period, Prefix, Replicate},
 };
 
 /// UDP and TCP port between members.
@@ -28,7 +28,9 @@ const DEFAULT_PROBE_MISSES: u8 = 5;
 pub(super) struct MemberDraft {
     pub(super) id: Option<Spanned<MemberId>>,
     pub(super) name: Option<Spanned<Name>>,
-    pub(super) address: Option<Spanned<Ipv4Addr>>,
+    pub(super) address: Option<Spanned<IpAddr>>,
+    pub(super) second_address: Option<Spanned<IpAddr>>,
+    hand_off_source: Option<Spanned<Prefix>>,
 }
 
 /// `[cluster]` as far as it could be read; `None` goes with a problem.
@@ -42,6 +44,7 @@ pub(super) struct ClusterDraft {
     handoff: Option<Handoff>,
     replicate: Option<Replicate>,
     timeouts: Option<Timeouts>,
+    pub(super) delivery_source: Vec<Spanned<Prefix>>,
     pub(super) members: Vec<MemberDraft>,
 }
 
@@ -67,8 +70,10 @@ impl ClusterDraft {
             handoff: section.or("handoff", Handoff::Owner),
             replicate: section.or("replicate", Replicate::Plausible),
             timeouts: read_timeouts(section.table("timeouts", "cluster.timeouts")),
+            delivery_source: section.list("delivery_source"),
             members: members.map(|members| read_members(members, problems)).unwrap_or_default(),
         };
+        reject_second_of_a_family(&draft.delivery_source, problems);
         section.finish();
         draft
     }
@@ -90,6 +95,7 @@ impl ClusterDraft {
             handoff: self.handoff?,
             replicate: self.replicate?,
             timeouts: self.timeouts?,
+            delivery_source: self.delivery_source.into_iter().map(Spanned::into_inner).collect(),
             members,
         })
     }
@@ -97,7 +103,18 @@ impl ClusterDraft {
 
 impl MemberDraft {
     fn finish(self) -> Option<Member> {
-        Some(Member { id: self.id?.into_inner(), name: self.name?.into_inner(), address: self.address?.into_inner() })
+        Some(Member {
+            id: self.id?.into_inner(),
+            name: self.name?.into_inner(),
+            address: self.address?.into_inner(),
+            second_address: self.second_address.map(Spanned::into_inner),
+            hand_off_source: self.hand_off_source.map(Spanned::into_inner),
+        })
+    }
+
+    /// Its addresses, as far as they could be read.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = &Spanned<IpAddr>> {
+        self.address.iter().chain(&self.second_address)
     }
 }
 
@@ -121,6 +138,8 @@ fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<M
                 id: section.required("id"),
                 name: section.required("name"),
                 address: section.required("address"),
+                second_address: section.optional("second_address"),
+                hand_off_source: section.optional("hand_off_source"),
             };
             section.finish();
             member
@@ -136,11 +155,75 @@ fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<M
     reject_duplicates(names.map(|name| (name.get_ref(), name.span())), problems, |name| {
         format!("two members have the name {name}")
     });
-    let addresses = members.iter().filter_map(|member| member.address.as_ref());
+    let addresses = members.iter().flat_map(MemberDraft::addresses);
     reject_duplicates(addresses.map(|address| (*address.get_ref(), address.span())), problems, |address| {
         format!("two members have the address {address}")
     });
+    reject_mixed_families(&members, problems);
+    reject_overlaps(&members, problems);
     members
+}
+
+/// Every member must reach every other by one address; that of the other family is for deliveries only.
+fn reject_mixed_families(members: &[MemberDraft], problems: &Problems) {
+    let mut addresses = members.iter().filter_map(|member| member.address.as_ref());
+    let Some(first) = addresses.next() else { return };
+    let is_v4 = first.get_ref().is_ipv4();
+    for address in addresses.filter(|address| address.get_ref().is_ipv4() != is_v4) {
+        let problem =
+            Problem::new("the addresses of the members are of both families: they could not all reach each other");
+        let problem = problem.at(address.span(), family(address.get_ref())).with(first.span(), family(first.get_ref()));
+        problems.push(
+            problem.help("give all members an `address` of one family, and one of the other as `second_address`"),
+        );
+    }
+    for member in members {
+        let (Some(address), Some(second)) = (&member.address, &member.second_address) else { continue };
+        if address.get_ref().is_ipv4() == second.get_ref().is_ipv4() {
+            let problem = Problem::new("`second_address` must be of the other family than `address`");
+            let problem = problem.at(second.span(), family(second.get_ref())).with(address.span(), "");
+            problems.push(
+                problem
+                    .help("packets to backends of the other family come from it; leave it out without such backends"),
+            );
+        }
+    }
+}
+
+/// Peers tell by its source whose hand-off a packet is.
+fn reject_overlaps(members: &[MemberDraft], problems: &Problems) {
+    let mut before: Vec<&Spanned<Prefix>> = Vec::new();
+    for member in members {
+        let Some(source) = &member.hand_off_source else { continue };
+        if let Some(address) = &member.address
+            && address.get_ref().is_ipv4() != source.get_ref().address.is_ipv4()
+        {
+            let problem = Problem::new("`hand_off_source` must be of the family of `address`, to which hand-offs go");
+            let problem = problem.at(source.span(), family(&source.get_ref().address));
+            problems.push(problem.with(address.span(), family(address.get_ref())));
+        }
+        if let Some(other) = before.iter().find(|other| other.get_ref().overlaps(source.get_ref())) {
+            let problem = Problem::new("the hand-offs of two members could come from the same address");
+            let problem = problem.at(source.span(), "overlaps").with(other.span(), "with this");
+            problems.push(problem.help("a `hand_off_source` belongs to one member"));
+        }
+        before.push(source);
+    }
+}
+
+fn reject_second_of_a_family(prefixes: &[Spanned<Prefix>], problems: &Problems) {
+    let is_v4 = |prefix: &&Spanned<Prefix>| prefix.get_ref().address.is_ipv4();
+    for (at, prefix) in prefixes.iter().enumerate() {
+        if let Some(first) = prefixes[..at].iter().find(|first| is_v4(first) == is_v4(&prefix)) {
+            let problem = Problem::new("`delivery_source` holds two prefixes of one family");
+            let problem = problem.at(prefix.span(), "the second").with(first.span(), "the first");
+            problems.push(problem.help("one of each family at most; a shorter prefix holds more addresses"));
+        }
+    }
+}
+
+fn family(address: &IpAddr) -> &'static str {
+    if address.is_ipv4() { "IPv4" } else { "IPv6" }
 }
 
 /// Below 2 ms probing costs more than it finds; above 1 s it finds too late for any client.
@@ -162,6 +245,16 @@ fn read_timeouts(section: Option<Section<'_>>) -> Option<Timeouts> {
     let closing = section.or("closing", Period::<30_000, WEEK>(default.closing));
     let reset = section.or("reset", Period::<30_000, WEEK>(default.reset));
     let udp = section.or("udp", Period::<1_000, WEEK>(default.udp));
+    let sctp = section.or("sctp", Period::<1_000, WEEK>(default.sctp));
+    let sctp_closing = section.or("sctp_closing", Period::<30_000, WEEK>(default.sctp_closing));
     section.finish();
-    Some(Timeouts { young: young?.0, tcp: tcp?.0, closing: closing?.0, reset: reset?.0, udp: udp?.0 })
+    Some(Timeouts {
+        young: young?.0,
+        tcp: tcp?.0,
+        closing: closing?.0,
+        reset: reset?.0,
+        udp: udp?.0,
+        sctp: sctp?.0,
+        sctp_closing: sctp_closing?.0,
+    })
 }

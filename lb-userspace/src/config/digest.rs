@@ -2,10 +2,10 @@
 
 use lb_common::hash::siphash13;
 
-use super::{Cluster, Config, Handoff, Replicate, Service, Vip};
+use super::{Affinity, Cluster, Config, Handoff, Prefix, Replicate, Service, Vip, address};
 
 /// Raised when the encoding below changes its meaning.
-const ENCODING: u8 = 1;
+const ENCODING: u8 = 2;
 
 /// Keyed in the end, so that members with different keys differ and nothing is said about the key.
 pub(super) fn cluster(config: &Config) -> u64 {
@@ -22,22 +22,37 @@ fn settings(digest: &mut Digest, cluster: &Cluster) {
     digest.bytes(&[cluster.probe_misses]);
     digest.bytes(&[match cluster.handoff {
         Handoff::Owner => 0,
+        Handoff::Direct => 1,
     }]);
     digest.bytes(&[match cluster.replicate {
         Replicate::Plausible => 0,
         Replicate::FirstPacket => 1,
     }]);
     let timeouts = &cluster.timeouts;
+    let of_tcp = [timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset];
     for duration in
-        [cluster.probe_interval, timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset, timeouts.udp]
+        of_tcp.into_iter().chain([cluster.probe_interval, timeouts.udp, timeouts.sctp, timeouts.sctp_closing])
     {
         digest.bytes(&duration.as_nanos().to_be_bytes());
     }
+    let mut sources = cluster.delivery_source.clone();
+    sources.sort();
+    digest.count(sources.len());
+    sources.iter().for_each(|source| prefix(digest, source));
     digest.count(cluster.members.len());
     for member in &cluster.members {
         digest.bytes(&[member.id.get()]);
-        digest.bytes(&member.address.octets());
+        digest.bytes(&address(member.address));
+        digest.count(usize::from(member.second_address.is_some()));
+        member.second_address.iter().for_each(|second| digest.bytes(&address(*second)));
+        digest.count(usize::from(member.hand_off_source.is_some()));
+        member.hand_off_source.iter().for_each(|source| prefix(digest, source));
     }
+}
+
+fn prefix(digest: &mut Digest, prefix: &Prefix) {
+    digest.bytes(&address(prefix.address));
+    digest.bytes(&[prefix.length]);
 }
 
 /// Per VIP, which is a service's identity: that two VIPs are written as one service means nothing.
@@ -51,11 +66,13 @@ fn services(digest: &mut Digest, services: &[Service]) {
         digest.bytes(&key.address);
         digest.bytes(&key.port);
         digest.bytes(&[key.protocol]);
+        digest.bytes(&[u8::from(service.affinity == Affinity::Source), u8::from(service.echo)]);
+        digest.bytes(&service.idle_timeout.unwrap_or_default().as_nanos().to_be_bytes());
         let mut backends: Vec<_> = service.backends.iter().collect();
         backends.sort_by_key(|backend| backend.address);
         digest.count(backends.len());
         for backend in backends {
-            digest.bytes(&backend.address.octets());
+            digest.bytes(&address(backend.address));
             digest.bytes(&backend.weight.get().to_be_bytes());
             digest.bytes(&[u8::from(backend.drain)]);
         }

@@ -1,10 +1,6 @@
 //! Names for what the maps only know by address.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, Ipv4Addr},
-    path::Path,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
 use super::{Vip, draft::Draft, problem::Problems};
 
@@ -14,7 +10,7 @@ pub struct Names {
     cluster: Option<String>,
     members: BTreeMap<u8, String>,
     services: BTreeMap<Vip, String>,
-    backends: BTreeMap<(Vip, Ipv4Addr), String>,
+    backends: BTreeMap<(Vip, IpAddr), String>,
 }
 
 impl Names {
@@ -59,12 +55,12 @@ impl Names {
 
     /// The name of the service at `vip`.
     pub fn service(&self, vip: Vip) -> Option<&str> {
-        self.services.get(&vip).map(String::as_str)
+        self.services.get(&vip).or_else(|| self.services.get(&vip.any_port())).map(String::as_str)
     }
 
     /// The name of the backend at `address` of the service at `vip`.
     pub fn backend(&self, vip: Vip, address: IpAddr) -> Option<&str> {
-        let IpAddr::V4(address) = address else { return None };
-        self.backends.get(&(vip, address)).map(String::as_str)
+        let named = |vip| self.backends.get(&(vip, address));
+        named(vip).or_else(|| named(vip.any_port())).map(String::as_str)
     }
 }

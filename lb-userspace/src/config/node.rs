@@ -11,8 +11,18 @@ use super::{
     host::Host,
     problem::{Problem, Problems},
     section::{Section, nearest, reject_duplicates},
-    value::{Integer, InterfaceName, MemberId, OnStop},
+    value::{Integer, InterfaceName, MemberId, MultiBuffer, OnStop, OtherTraffic, TooBig},
 };
+
+/// Limits of both tables.
+const FLOWS_LEAST: u64 = 16;
+/// See `FLOWS_LEAST`.
+const FLOWS_MOST: u64 = 1 << 26;
+
+/// Without a word about it, the table of IPv6 flows is a quarter of the other: its memory is taken at the start, too.
+fn flows_v6_max(flows_max: u32) -> u32 {
+    (flows_max / 4).max(FLOWS_LEAST as u32)
+}
 
 /// `[node]` as far as it could be read; `None` in the simple settings goes with a problem.
 pub(super) struct NodeDraft {
@@ -23,6 +33,10 @@ pub(super) struct NodeDraft {
     cluster_interface: Option<Spanned<InterfaceName>>,
     on_stop: Option<OnStop>,
     flows_max: Option<u32>,
+    flows_v6_max: Option<u32>,
+    multi_buffer: Option<MultiBuffer>,
+    other_traffic: Option<OtherTraffic>,
+    too_big: Option<TooBig>,
     budgets: Option<Budgets>,
 }
 
@@ -36,17 +50,31 @@ impl NodeDraft {
                 cluster_interface: None,
                 on_stop: Some(OnStop::Keep),
                 flows_max: Some(FLOWS_MAX),
+                flows_v6_max: Some(flows_v6_max(FLOWS_MAX)),
+                multi_buffer: Some(MultiBuffer::Auto),
+                other_traffic: Some(OtherTraffic::Pass),
+                too_big: Some(TooBig::Answer),
                 budgets: Some(Budgets::DEFAULT),
             };
         };
+        let name = section.optional("name");
+        // From a table that a test can fill to one of 8 GB.
+        let flows_max =
+            section.or("flows_max", Integer::<FLOWS_LEAST, FLOWS_MOST>(FLOWS_MAX.into())).map(|max| max.0 as u32);
+        let of_v4 = flows_v6_max(flows_max.unwrap_or(FLOWS_MAX));
         let draft = Self {
-            name: section.optional("name"),
+            name,
             no_interfaces: section.lack("interfaces").map(Some),
             interfaces: section.list("interfaces"),
             cluster_interface: section.optional("cluster_interface"),
             on_stop: section.or("on_stop", OnStop::Keep),
-            // From a table that a test can fill to one of 8 GB.
-            flows_max: section.or("flows_max", Integer::<16, { 1 << 26 }>(FLOWS_MAX.into())).map(|max| max.0 as u32),
+            flows_max,
+            flows_v6_max: section
+                .or("flows_v6_max", Integer::<FLOWS_LEAST, FLOWS_MOST>(of_v4.into()))
+                .map(|max| max.0 as u32),
+            multi_buffer: section.or("multi_buffer", MultiBuffer::Auto),
+            other_traffic: section.or("other_traffic", OtherTraffic::Pass),
+            too_big: section.or("too_big", TooBig::Answer),
             budgets: read_budgets(section.table("budgets", "node.budgets")),
         };
         section.finish();
@@ -67,6 +95,10 @@ impl NodeDraft {
             interfaces: interfaces?,
             on_stop: self.on_stop?,
             flows_max: self.flows_max?,
+            flows_v6_max: self.flows_v6_max?,
+            multi_buffer: self.multi_buffer?,
+            other_traffic: self.other_traffic?,
+            too_big: self.too_big?,
             budgets: self.budgets?,
         })
     }
@@ -161,6 +193,10 @@ fn read_budgets(section: Option<Section<'_>>) -> Option<Budgets> {
     let tcp = budget("tcp", Budgets::DEFAULT.tcp);
     let udp = budget("udp", Budgets::DEFAULT.udp);
     let derived = budget("derived", Budgets::DEFAULT.derived);
+    let sctp = budget("sctp", Budgets::DEFAULT.sctp);
+    let answers = budget("answers", Budgets::DEFAULT.answers);
     section.finish();
-    Some(Budgets { tcp: tcp?.0 as u32, udp: udp?.0 as u32, derived: derived?.0 as u32 })
+    let [tcp, udp, derived, sctp, answers] =
+        [tcp?, udp?, derived?, sctp?, answers?].map(|Integer(per_second)| per_second as u32);
+    Some(Budgets { tcp, udp, derived, sctp, answers })
 }

@@ -2,8 +2,9 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     ops::Range,
+    time::Duration,
 };
 
 use lb_common::maps::{BACKENDS_MAX, SERVICES_MAX};
@@ -14,8 +15,8 @@ use super::{
     cluster::ClusterDraft,
     problem::{Problem, Problems},
     section::{Section, reject_duplicates},
-    value::{Name, Weight},
-    vip::Vip,
+    value::{Affinity, Name, Period, Weight},
+    vip::{Protocol, Vip},
 };
 
 /// A service as far as it could be read.
@@ -23,12 +24,15 @@ pub(super) struct ServiceDraft {
     pub(super) name: Option<Spanned<Name>>,
     pub(super) vips: Vec<Spanned<Vip>>,
     pub(super) backends: Vec<BackendDraft>,
+    affinity: Option<Affinity>,
+    echo: Option<bool>,
+    idle_timeout: Option<Option<Duration>>,
 }
 
 /// A backend as far as it could be read.
 pub(super) struct BackendDraft {
     pub(super) name: Option<Spanned<Name>>,
-    pub(super) address: Option<Spanned<Ipv4Addr>>,
+    pub(super) address: Option<Spanned<IpAddr>>,
     weight: Option<Weight>,
     drain: Option<bool>,
 }
@@ -40,6 +44,9 @@ impl ServiceDraft {
             name: self.name?.into_inner(),
             vips: self.vips.into_iter().map(Spanned::into_inner).collect(),
             backends: self.backends.into_iter().map(BackendDraft::finish).collect::<Option<_>>()?,
+            affinity: self.affinity?,
+            echo: self.echo?,
+            idle_timeout: self.idle_timeout?,
         })
     }
 }
@@ -68,9 +75,14 @@ fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
         let problem = Problem::new("the service has no backends").at(span, "");
         problems.push(problem.help("backends = [{ name = \"web-1\", address = \"10.0.2.11\" }]"));
     }
+    let name = section.required("name");
+    let vips: Vec<Spanned<Vip>> = section.list("vip");
     let draft = ServiceDraft {
-        name: section.required("name"),
-        vips: section.list("vip"),
+        name,
+        idle_timeout: read_idle_timeout(&mut section, &vips, problems),
+        vips,
+        affinity: section.or("affinity", Affinity::Flow),
+        echo: section.or("echo", true),
         backends: section
             .tables("backends", "a backend")
             .map(|tables| read_backends(tables, problems))
@@ -78,6 +90,25 @@ fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
     };
     section.finish();
     draft
+}
+
+/// Outer `None` goes with a problem.
+fn read_idle_timeout(
+    section: &mut Section<'_>,
+    vips: &[Spanned<Vip>],
+    problems: &Problems,
+) -> Option<Option<Duration>> {
+    const DAY: u64 = 24 * 3600 * 1000;
+    let has_key = section.has("idle_timeout");
+    let timeout = section.optional::<Period<1_000, DAY>>("idle_timeout");
+    if let Some(timeout) = &timeout
+        && !vips.is_empty()
+        && vips.iter().all(|vip| vip.get_ref().protocol != Protocol::Udp)
+    {
+        let problem = Problem::new("`idle_timeout` is for UDP, and the service has no UDP VIP").at(timeout.span(), "");
+        problems.push(problem.help("TCP and SCTP have `timeouts` in [cluster]"));
+    }
+    if has_key { timeout.map(|timeout| Some(timeout.into_inner().0)) } else { Some(None) }
 }
 
 fn read_backends(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<BackendDraft> {
@@ -123,11 +154,8 @@ pub(super) fn reject_conflicts(services: &[ServiceDraft], cluster: &ClusterDraft
     reject_duplicates(vips().map(|vip| (*vip.get_ref(), vip.span())), problems, |vip| {
         format!("the VIP {vip} is there twice")
     });
-    for vip in vips().filter(|vip| vip.get_ref().address.is_ipv6()) {
-        let problem = Problem::new("IPv6 services come with a later version").at(vip.span(), "an IPv6 address");
-        problems.push(problem.help("nothing was changed; remove the VIP to use the rest of the file"));
-    }
     reject_shared_addresses(services, cluster, problems);
+    reject_unreachable(services, cluster, problems);
     reject_excess(services, problems);
 }
 
@@ -136,8 +164,8 @@ fn reject_shared_addresses(services: &[ServiceDraft], cluster: &ClusterDraft, pr
     let members: BTreeMap<IpAddr, Range<usize>> = cluster
         .members
         .iter()
-        .filter_map(|member| member.address.as_ref())
-        .map(|address| (IpAddr::V4(*address.get_ref()), address.span()))
+        .flat_map(super::cluster::MemberDraft::addresses)
+        .map(|address| (*address.get_ref(), address.span()))
         .collect();
     let mut vips = BTreeMap::new();
     for vip in services.iter().flat_map(|service| &service.vips) {
@@ -150,12 +178,40 @@ fn reject_shared_addresses(services: &[ServiceDraft], cluster: &ClusterDraft, pr
     }
     let backends = services.iter().flat_map(|service| &service.backends);
     for address in backends.filter_map(|backend| backend.address.as_ref()) {
-        let at = IpAddr::V4(*address.get_ref());
+        let at = *address.get_ref();
         for (taken, owner) in [(members.get(&at), "member"), (vips.get(&at), "VIP")] {
             let Some(taken) = taken else { continue };
             let problem = Problem::new(format!("the backend address {at} is also a {owner}'s"));
             problems.push(problem.at(address.span(), "a backend").with(taken.clone(), format!("the {owner}")));
         }
+    }
+}
+
+/// A delivery needs an address to come from, of the backend's family.
+fn reject_unreachable(services: &[ServiceDraft], cluster: &ClusterDraft, problems: &Problems) {
+    let backends =
+        || services.iter().flat_map(|service| &service.backends).filter_map(|backend| backend.address.as_ref());
+    for is_v4 in [true, false] {
+        let Some(backend) = backends().find(|address| address.get_ref().is_ipv4() == is_v4) else { continue };
+        if cluster.delivery_source.iter().any(|source| source.get_ref().address.is_ipv4() == is_v4) {
+            continue;
+        }
+        let lacks = cluster
+            .members
+            .iter()
+            .filter(|member| member.address.is_some())
+            .find(|member| member.addresses().all(|address| address.get_ref().is_ipv4() != is_v4));
+        let Some(member) = lacks else { continue };
+        let (family, example) = if is_v4 { ("IPv4", "10.0.1.11") } else { ("IPv6", "2001:db8:1::11") };
+        let problem = Problem::new(format!("no {family} address to deliver to {} from", backend.get_ref()));
+        let problem = problem.at(backend.span(), format!("an {family} address"));
+        let problem = match &member.address {
+            Some(address) => problem.with(address.span(), "a member that has none"),
+            None => problem,
+        };
+        problems.push(
+            problem.help(format!("second_address = \"{example}\" for each member, or delivery_source in [cluster]")),
+        );
     }
 }
 

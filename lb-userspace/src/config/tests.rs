@@ -124,7 +124,14 @@ fn what_is_not_written_has_its_default() {
     assert_eq!((cluster.probe_interval, cluster.probe_misses), (Duration::from_millis(20), 5));
     assert_eq!((cluster.handoff, cluster.replicate), (Handoff::Owner, Replicate::Plausible));
     assert_eq!(cluster.timeouts, Timeouts::DEFAULT);
-    assert_eq!((config.node.on_stop, config.node.flows_max), (OnStop::Keep, 1 << 20));
+    assert_eq!(
+        (config.node.on_stop, config.node.flows_max, config.node.flows_v6_max),
+        (OnStop::Keep, 1 << 20, 1 << 18)
+    );
+    assert_eq!(config.node.multi_buffer, MultiBuffer::Auto);
+    assert_eq!((config.node.other_traffic, config.node.too_big), (OtherTraffic::Pass, TooBig::Answer));
+    let service = &config.services[0];
+    assert_eq!((service.affinity, service.echo, service.idle_timeout), (Affinity::Flow, true, None));
     assert_eq!(config.node.budgets, Budgets::DEFAULT);
     let backends: Vec<_> =
         config.services[0].backends.iter().map(|backend| (backend.weight.get(), backend.drain)).collect();
@@ -180,6 +187,7 @@ fn the_core_has_the_same_defaults() {
     let (here, core) = (Timeouts::DEFAULT, crate::core::view::Timeouts::default());
     assert_eq!([here.young, here.tcp, here.closing], [core.young, core.established, core.closing]);
     assert_eq!([here.reset, here.udp], [core.reset, core.udp]);
+    assert_eq!([here.sctp, here.sctp_closing], [core.sctp, core.sctp_closing]);
     let probing = crate::core::view::Probing::default();
     let cluster = Directory::new().parse(VALID).unwrap().cluster;
     assert_eq!((cluster.probe_interval, u32::from(cluster.probe_misses)), (probing.interval, probing.misses));
@@ -193,18 +201,26 @@ fn everything_can_be_written() {
             r#"generation = 7
 port = 7401
 probe = { interval = "10ms", misses = 3 }
-handoff = "owner"
+handoff = "direct"
 replicate = "first-packet"
-timeouts = { young = "45s", tcp = "1h", closing = "40s", reset = "31s", udp = "1m 30s" }
+timeouts = { young = "45s", tcp = "1h", closing = "40s", reset = "31s", udp = "1m 30s", sctp = "2m", sctp_closing = "35s" }
+delivery_source = ["10.99.0.0/24", "2001:db8:99::/96"]
 hash_key_file"#,
         )
         .replace(
             "interfaces",
             r#"on_stop = "detach"
 flows_max = 4096
-budgets = { tcp = 1, udp = 2, derived = 0 }
+flows_v6_max = 512
+multi_buffer = "on"
+other_traffic = "drop"
+too_big = "drop"
+budgets = { tcp = 1, udp = 2, derived = 0, sctp = 3, answers = 4 }
 interfaces"#,
-        );
+        )
+        .replace("name = \"web\"", "name = \"web\"\naffinity = \"source\"\necho = false\nidle_timeout = \"20s\"")
+        .replace("80/tcp\"]", "80/tcp\", \"203.0.113.10:any/udp\", \"[2001:db8::10]:443/sctp\"]")
+        .replace("name = \"lb1\"\naddress", "name = \"lb1\"\nsecond_address = \"2001:db8:1::11\"\nhand_off_source = \"10.98.1.0/24\"\naddress");
     let config = Directory::new().parse(&text).unwrap();
     let cluster = &config.cluster;
     assert_eq!((cluster.generation, cluster.port), (7, 7401));
@@ -213,8 +229,23 @@ interfaces"#,
     let timeouts = &cluster.timeouts;
     let seconds = [timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset, timeouts.udp].map(|t| t.as_secs());
     assert_eq!(seconds, [45, 3600, 40, 31, 90]);
+    assert_eq!([timeouts.sctp, timeouts.sctp_closing].map(|t| t.as_secs()), [120, 35]);
+    assert_eq!(cluster.handoff, Handoff::Direct);
+    let sources: Vec<String> = cluster.delivery_source.iter().map(ToString::to_string).collect();
+    assert_eq!(sources, ["10.99.0.0/24", "2001:db8:99::/96"]);
+    let member = &cluster.members[0];
+    assert_eq!(member.second_address, Some("2001:db8:1::11".parse().unwrap()));
+    assert_eq!(member.hand_off_source.unwrap().to_string(), "10.98.1.0/24");
+    let service = &config.services[0];
+    assert_eq!((service.affinity, service.echo), (Affinity::Source, false));
+    assert_eq!(service.idle_timeout, Some(Duration::from_secs(20)));
+    let vips: Vec<String> = service.vips.iter().map(ToString::to_string).collect();
+    assert_eq!(vips, ["203.0.113.10:80/tcp", "203.0.113.10:any/udp", "[2001:db8::10]:443/sctp"]);
+    let node = &config.node;
+    assert_eq!((node.flows_v6_max, node.multi_buffer), (512, MultiBuffer::On));
+    assert_eq!((node.other_traffic, node.too_big), (OtherTraffic::Drop, TooBig::Drop));
     assert_eq!((config.node.on_stop, config.node.flows_max), (OnStop::Detach, 4096));
-    assert_eq!(config.node.budgets, Budgets { tcp: 1, udp: 2, derived: 0 });
+    assert_eq!(config.node.budgets, Budgets { tcp: 1, udp: 2, derived: 0, sctp: 3, answers: 4 });
 }
 
 #[test]
@@ -315,7 +346,7 @@ name = "www"
     assert_eq!(hash(VALID), hash(other));
     assert_eq!(
         hash(VALID),
-        15_967_259_388_568_066_725,
+        12_635_790_821_554_469_410,
         "changed: members of different builds would call their equal configurations different"
     );
 }
@@ -337,6 +368,14 @@ fn different_meaning_has_a_different_hash() {
         ("hash_key_file", "probe = { interval = \"30ms\" }\nhash_key_file"),
         ("hash_key_file", "probe = { misses = 6 }\nhash_key_file"),
         ("hash_key_file", "timeouts = { udp = \"1m\" }\nhash_key_file"),
+        ("hash_key_file", "timeouts = { sctp = \"1m\" }\nhash_key_file"),
+        ("hash_key_file", "handoff = \"direct\"\nhash_key_file"),
+        ("hash_key_file", "delivery_source = [\"10.99.0.0/24\"]\nhash_key_file"),
+        ("address = \"10.0.1.12\"", "address = \"10.0.1.12\"\nsecond_address = \"2001:db8::12\""),
+        ("address = \"10.0.1.12\"", "address = \"10.0.1.12\"\nhand_off_source = \"10.98.0.0/24\""),
+        ("name = \"web\"", "name = \"web\"\naffinity = \"source\""),
+        ("name = \"web\"", "name = \"web\"\necho = false"),
+        (":80/tcp", ":any/tcp"),
     ];
     for (from, to) in changes {
         let changed = VALID.replace(from, to);

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroU8,
     path::PathBuf,
     str::FromStr,
@@ -10,7 +10,7 @@ use std::{
 };
 
 use lb_common::{
-    address::is_martian_v4,
+    address::{is_martian_v4, is_martian_v6},
     rank::{self, MEMBERS_MAX},
 };
 use toml::de::DeValue;
@@ -201,33 +201,54 @@ choices! {
         FirstPacket = "first-packet",
     }
 
+    /// Who gets a packet whose flow another member owns.
+    Handoff {
+        /// The owner, by IP in IP; it delivers.
+        Owner = "owner",
+        /// Its backend, by whoever knows the flow; only packets of unknown flows go to an owner.
+        Direct = "direct",
+    }
+
+    /// What new flows of one client have in common.
+    Affinity {
+        /// Nothing: each has a backend of its own.
+        Flow = "flow",
+        /// The backend, whatever their ports.
+        Source = "source",
+    }
+
+    /// Whether frames may lie in several buffers: MTUs beyond a page.
+    MultiBuffer {
+        /// Where the interface's MTU needs it.
+        Auto = "auto",
+        /// On every interface.
+        On = "on",
+        /// On none.
+        Off = "off",
+    }
+
+    /// What becomes of a packet for a VIP that is of no service, or of a protocol that is not balanced.
+    OtherTraffic {
+        /// The host gets it.
+        Pass = "pass",
+        /// It is dropped.
+        Drop = "drop",
+    }
+
+    /// What becomes of an IPv4 packet that no longer fits once encapsulated, and may be fragmented.
+    TooBig {
+        /// The client is told the size that fits.
+        Answer = "answer",
+        /// It is dropped.
+        Drop = "drop",
+    }
+
     /// What happens to the datapath when the agent stops.
     OnStop {
         /// Stays attached and serves known flows.
         Keep = "keep",
         /// Is detached.
         Detach = "detach",
-    }
-}
-
-/// Who gets a packet whose flow another member owns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handoff {
-    /// The owner, by IP-in-IP; it delivers.
-    Owner,
-}
-
-impl Value for Handoff {
-    fn what() -> String {
-        "\"owner\"".into()
-    }
-
-    fn read(value: &DeValue<'_>) -> Result<Self, String> {
-        match text(value)? {
-            "owner" => Ok(Self::Owner),
-            "direct" => Err("\"direct\" comes with a later version".into()),
-            _ => Err(String::new()),
-        }
     }
 }
 
@@ -264,20 +285,89 @@ impl Value for String {
     }
 }
 
-/// A unicast address of a member or a backend. Outer headers are IPv4 in this version.
-impl Value for Ipv4Addr {
+/// A unicast address of a member or a backend.
+impl Value for IpAddr {
     fn what() -> String {
-        "an IPv4 address, as in \"10.0.1.11\"".into()
+        "an address, as in \"10.0.1.11\" or \"2001:db8:1::11\"".into()
     }
 
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
-        let text = text(value)?;
-        match IpAddr::from_str(text) {
-            Ok(IpAddr::V4(v4)) if is_martian_v4(v4.octets()) => Err("no packet can be sent there".into()),
-            Ok(IpAddr::V4(v4)) => Ok(v4),
-            Ok(IpAddr::V6(_)) => Err("IPv6 comes with a later version".into()),
+        match Self::from_str(text(value)?) {
+            Ok(Self::V4(v4)) if is_martian_v4(v4.octets()) => Err("no packet can be sent there".into()),
+            Ok(Self::V6(v6)) if v6.to_ipv4_mapped().is_some() => Err("write it as an IPv4 address".into()),
+            Ok(Self::V6(v6)) if is_martian_v6(&v6.octets()) => Err("no packet can be sent there".into()),
+            Ok(Self::V6(v6)) if v6.is_unicast_link_local() => Err("it means something else on every link".into()),
+            Ok(address) => Ok(address),
             Err(_) => Err(String::new()),
         }
+    }
+}
+
+/// A prefix that the sources of outer headers are taken from; the host part of `address` is zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The prefix.
+    pub address: IpAddr,
+    /// Its length in bits.
+    pub length: u8,
+}
+
+impl Prefix {
+    /// Shorter ones are surely not for this purpose alone.
+    const LENGTH_MIN: u8 = 8;
+
+    /// The first and the last address, as numbers.
+    pub fn range(&self) -> (u128, u128) {
+        let (first, width) = match self.address {
+            IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
+            IpAddr::V6(v6) => (v6.to_bits(), 128),
+        };
+        (first, first | host_mask(width - self.length))
+    }
+
+    /// Whether both hold some address.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ((first, last), (begin, end)) = (self.range(), other.range());
+        self.address.is_ipv4() == other.address.is_ipv4() && first <= end && begin <= last
+    }
+}
+
+/// The lowest `bits` bits.
+const fn host_mask(bits: u8) -> u128 {
+    match bits {
+        128 => u128::MAX,
+        bits => (1 << bits) - 1,
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", self.address, self.length))
+    }
+}
+
+impl Value for Prefix {
+    fn what() -> String {
+        "a prefix, as in \"10.99.0.0/24\" or \"2001:db8:99::/96\"".into()
+    }
+
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let (address, length) = text(value)?.split_once('/').ok_or("no length")?;
+        let address = IpAddr::from_str(address).map_err(|error| error.to_string())?;
+        let width = if address.is_ipv4() { 32 } else { 128 };
+        let length: u8 = length.parse().map_err(|_not_a_number: std::num::ParseIntError| String::new())?;
+        if !(Self::LENGTH_MIN..=width).contains(&length) {
+            return Err(format!("the length is {} to {width}", Self::LENGTH_MIN));
+        }
+        let mask = !host_mask(width - length);
+        let begin = match address {
+            IpAddr::V4(v4) => Ipv4Addr::from_bits(v4.to_bits() & mask as u32).into(),
+            IpAddr::V6(v6) => IpAddr::from(Ipv6Addr::from_bits(v6.to_bits() & mask)),
+        };
+        if begin != address {
+            return Err(format!("did you mean \"{begin}/{length}\"?"));
+        }
+        Ok(Self { address, length })
     }
 }
 

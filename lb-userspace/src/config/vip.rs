@@ -7,7 +7,8 @@ use std::{
 };
 
 use lb_common::{
-    flow::{TCP, UDP},
+    address::{is_martian_v4, is_martian_v6},
+    flow::{SCTP, TCP, UDP},
     service::ServiceKey,
 };
 use serde::{Serialize, Serializer};
@@ -22,6 +23,8 @@ pub enum Protocol {
     Tcp,
     /// User datagram protocol.
     Udp,
+    /// Stream control transmission protocol.
+    Sctp,
 }
 
 impl Protocol {
@@ -30,6 +33,7 @@ impl Protocol {
         match self {
             Self::Tcp => TCP,
             Self::Udp => UDP,
+            Self::Sctp => SCTP,
         }
     }
 
@@ -38,6 +42,7 @@ impl Protocol {
         match number {
             TCP => Some(Self::Tcp),
             UDP => Some(Self::Udp),
+            SCTP => Some(Self::Sctp),
             _ => None,
         }
     }
@@ -50,7 +55,8 @@ impl FromStr for Protocol {
         match text {
             "tcp" => Ok(Self::Tcp),
             "udp" => Ok(Self::Udp),
-            other => Err(format!("protocol {other:?}: tcp and udp are balanced")),
+            "sctp" => Ok(Self::Sctp),
+            other => Err(format!("protocol {other:?}: tcp, udp and sctp are balanced")),
         }
     }
 }
@@ -60,22 +66,28 @@ impl fmt::Display for Protocol {
         f.pad(match self {
             Self::Tcp => "tcp",
             Self::Udp => "udp",
+            Self::Sctp => "sctp",
         })
     }
 }
 
-/// Where a service is reached, and its identity: `203.0.113.10:80/tcp`.
+/// Where a service is reached, and its identity: `203.0.113.10:80/tcp`, `[2001:db8::10]:any/udp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vip {
-    /// The virtual address; IPv4 in this version.
+    /// The virtual address.
     pub address: IpAddr,
-    /// The port.
+    /// The port; 0 for every port that has no service of its own.
     pub port: u16,
     /// The protocol.
     pub protocol: Protocol,
 }
 
 impl Vip {
+    /// The same address and protocol, every port.
+    pub fn any_port(self) -> Self {
+        Self { port: 0, ..self }
+    }
+
     /// The identity of the service at this VIP.
     pub fn key(&self) -> ServiceKey {
         ServiceKey {
@@ -91,23 +103,41 @@ impl FromStr for Vip {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (socket, protocol) = text.split_once('/').ok_or("no protocol: append /tcp or /udp")?;
+        let (socket, protocol) = text.split_once('/').ok_or("no protocol: append /tcp, /udp or /sctp")?;
         let protocol = protocol.parse()?;
-        let socket =
-            SocketAddr::from_str(socket).map_err(|_unspecific| format!("{socket:?} is no address with a port"))?;
-        if socket.port() == 0 {
-            return Err("port 0".into());
+        let no_socket = || format!("{socket:?} is no address with a port");
+        let (address, port) = match socket.strip_suffix(":any") {
+            Some(address) => {
+                let any = SocketAddr::from_str(&format!("{address}:0")).map_err(|_unspecific| no_socket())?;
+                (any.ip(), 0)
+            }
+            None => {
+                let socket = SocketAddr::from_str(socket).map_err(|_unspecific| no_socket())?;
+                if socket.port() == 0 {
+                    return Err("port 0; every port is \"any\"".into());
+                }
+                (socket.ip(), socket.port())
+            }
+        };
+        let is_foreign = match address {
+            IpAddr::V4(v4) => is_martian_v4(v4.octets()),
+            IpAddr::V6(v6) => is_martian_v6(&v6.octets()) || v6.is_unicast_link_local(),
+        };
+        if is_foreign {
+            return Err(format!("{address} cannot be a VIP"));
         }
-        if socket.ip().is_unspecified() || socket.ip().is_loopback() || socket.ip().is_multicast() {
-            return Err(format!("{} cannot be a VIP", socket.ip()));
-        }
-        Ok(Self { address: socket.ip(), port: socket.port(), protocol })
+        Ok(Self { address, port, protocol })
     }
 }
 
 impl fmt::Display for Vip {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{}/{}", SocketAddr::new(self.address, self.port), self.protocol))
+        let Self { address, port, protocol } = self;
+        f.pad(&match (address, port) {
+            (IpAddr::V4(v4), 0) => format!("{v4}:any/{protocol}"),
+            (IpAddr::V6(v6), 0) => format!("[{v6}]:any/{protocol}"),
+            _ => format!("{}/{protocol}", SocketAddr::new(*address, *port)),
+        })
     }
 }
 

@@ -5,14 +5,25 @@
 //! came or went nothing of it ends for a full timeout, unless idle for three: the new acting owner has not seen the traffic
 //! of before.
 
-use std::{cmp::Reverse, collections::BinaryHeap, time::Duration};
-
-use lb_common::{
-    flow::{FlowKey, STATE_CLOSING, STATE_RESET, STATE_YOUNG, UDP, tick, ticks_of_ms},
-    rank::{bit, rank},
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    time::Duration,
 };
 
-use super::{Core, Key, Output, PutMode, link::nanos, records::age, table::Row, view::Timeouts};
+use lb_common::{
+    flow::{FlowKey, SCTP, STATE_CLOSING, STATE_RESET, STATE_YOUNG, UDP, tick, ticks_of_ms},
+    rank::{bit, rank},
+    service::ServiceKey,
+};
+
+use super::{
+    Core, Key, Output, PutMode,
+    link::nanos,
+    records::age,
+    table::Row,
+    view::{Timeouts, View},
+};
 
 /// How long a tombstone is kept: longer than any message of the flow can be under way, silence of a session included.
 const TOMBSTONE: Duration = Duration::from_secs(120);
@@ -103,9 +114,9 @@ impl Core {
 
     /// Parked records of flows that have been idle for their timeout are of no use any more.
     pub(crate) fn review_parked(&mut self, now: u64) {
-        let timeouts = self.view.timeouts;
+        let timers = &self.timers;
         self.parked.review(PARKED_REVIEWED, |item, seen| {
-            age(tick(now), seen) < timeout_ticks(&timeouts, &item.key, item.record.lifecycle.state)
+            age(tick(now), seen) < timers.ticks(&item.key, item.record.lifecycle.state)
         });
     }
 
@@ -164,7 +175,7 @@ impl Core {
 
     /// How long a flow may be idle.
     pub(crate) fn timeout_ticks(&self, key: &Key, state: u8) -> u32 {
-        timeout_ticks(&self.view.timeouts, key, state)
+        self.timers.ticks(key, state)
     }
 
     pub(crate) const fn tombstone_ticks(&self) -> u32 {
@@ -172,13 +183,44 @@ impl Core {
     }
 }
 
-fn timeout_ticks(timeouts: &Timeouts, key: &Key, state: u8) -> u32 {
-    let timeout = match (key.protocol(), state) {
-        (UDP, _) => timeouts.udp,
-        (_, STATE_YOUNG) => timeouts.young,
-        (_, STATE_CLOSING) => timeouts.closing,
-        (_, STATE_RESET) => timeouts.reset,
-        _ => timeouts.established,
-    };
-    ticks_of_ms(timeout.as_millis() as u64)
+/// How long flows may be idle.
+pub(crate) struct Timers {
+    timeouts: Timeouts,
+    /// Of UDP services that have a timeout of their own.
+    services: BTreeMap<ServiceKey, Duration>,
+}
+
+impl Timers {
+    pub(crate) fn new(view: &View) -> Self {
+        let own = |service: &super::view::Service| {
+            let timeout = service.idle_timeout;
+            let vips: Vec<_> = service.vips.iter().filter_map(|vip| Some((*vip, timeout?))).collect();
+            vips
+        };
+        Self { timeouts: view.timeouts, services: view.services.iter().flat_map(own).collect() }
+    }
+
+    /// In ticks, by the flow's protocol, service and state.
+    pub(crate) fn ticks(&self, key: &Key, state: u8) -> u32 {
+        let timeouts = &self.timeouts;
+        let timeout = match (key.protocol(), state) {
+            (UDP, _) => self.of_service(key).unwrap_or(timeouts.udp),
+            (_, STATE_YOUNG) => timeouts.young,
+            (_, STATE_RESET) => timeouts.reset,
+            (SCTP, STATE_CLOSING) => timeouts.sctp_closing,
+            (SCTP, _) => timeouts.sctp,
+            (_, STATE_CLOSING) => timeouts.closing,
+            _ => timeouts.established,
+        };
+        ticks_of_ms(timeout.as_millis() as u64)
+    }
+
+    /// As the datapath finds the service: that of the port, else that of every port.
+    fn of_service(&self, key: &Key) -> Option<Duration> {
+        if self.services.is_empty() {
+            return None;
+        }
+        let service = key.service();
+        self.services.get(&service).or_else(|| self.services.get(&service.any_port())).copied()
+    }
 }

@@ -14,6 +14,8 @@ use lb_common::{
 };
 use zerocopy::FromZeros;
 
+use super::view::Prefix;
+
 /// Contents of the tables that configuration fills: as desired, or as installed.
 ///
 /// Next hops are not in it: the driver keeps those of members and backends as netlink tells them.
@@ -23,6 +25,8 @@ pub struct Tables {
     pub node: Node,
     /// Address by member id: `members`, and turned round `peers`.
     pub members: BTreeMap<u8, Address>,
+    /// `peer_prefixes`: the member whose hand-offs come from a prefix.
+    pub peer_prefixes: BTreeMap<Prefix, u8>,
     /// `backends` by slot.
     pub backends: BTreeMap<u16, BackendSlot>,
     /// `rings` by ring index.
@@ -62,6 +66,18 @@ pub enum MapOp {
         id: u8,
         /// Its address.
         address: Address,
+    },
+    /// Insert or overwrite an element of `peer_prefixes`.
+    SetPeerPrefix {
+        /// The prefix.
+        prefix: Prefix,
+        /// Whose it is.
+        id: u8,
+    },
+    /// Remove an element of `peer_prefixes`.
+    RemovePeerPrefix {
+        /// The prefix.
+        prefix: Prefix,
     },
     /// Write `backends`, keeping a next hop of the same address.
     SetBackend {
@@ -111,6 +127,7 @@ impl Tables {
         Self {
             node: Node::new_zeroed(),
             members: BTreeMap::new(),
+            peer_prefixes: BTreeMap::new(),
             backends: BTreeMap::new(),
             rings: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -145,6 +162,11 @@ pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
             ops.push(MapOp::SetMember { id, address, previous: before.filter(|before| !in_use.contains(before)) });
         }
     }
+    for (&prefix, &id) in &desired.peer_prefixes {
+        if installed.peer_prefixes.get(&prefix) != Some(&id) {
+            ops.push(MapOp::SetPeerPrefix { prefix, id });
+        }
+    }
     let leaves_service = |slot: &u16, backend: &BackendSlot| {
         let before = installed.backends.get(slot);
         backend.state != TARGET_SERVING && before.is_some_and(|before| before.address == backend.address)
@@ -176,6 +198,8 @@ pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
     ops.extend(changed().filter(|(slot, backend)| leaves_service(slot, backend)).map(set));
     let gone = |slot: &&u16| !desired.backends.contains_key(*slot);
     ops.extend(installed.backends.keys().filter(gone).map(|&slot| MapOp::ClearBackend { slot }));
+    let gone = |prefix: &&Prefix| !desired.peer_prefixes.contains_key(*prefix);
+    ops.extend(installed.peer_prefixes.keys().filter(gone).map(|&prefix| MapOp::RemovePeerPrefix { prefix }));
     ops.extend(leaving().filter(|(_, address)| !in_use.contains(address)).map(clear));
     ops
 }

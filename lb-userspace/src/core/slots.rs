@@ -10,7 +10,7 @@ use lb_common::{
     flow::{FlowKey, PENDING_TICKS, ms_of_ticks},
     maps::BACKENDS_MAX,
     ring::Ring,
-    service::{Service, ServiceKey, VipFilter},
+    service::{SERVICE_AFFINITY, SERVICE_ECHO, Service, ServiceKey, VipFilter},
     target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
 };
 
@@ -29,7 +29,8 @@ const REST_NS: u64 = (ms_of_ticks(PENDING_TICKS) + 1000) * 1_000_000;
 pub(crate) struct Slots {
     /// Ring indexes of services that are configured or that a slot still belongs to.
     rings: BTreeMap<ServiceKey, u32>,
-    configured: BTreeSet<ServiceKey>,
+    /// With the `SERVICE_*` bits of each, `SERVICE_ECHO` included, which goes to the mark of its VIP.
+    configured: BTreeMap<ServiceKey, u8>,
     slots: BTreeMap<u16, Slot>,
     /// Those that are to be freed when nothing refers to them any more.
     removed: BTreeSet<u16>,
@@ -81,7 +82,8 @@ impl Slots {
         let taken: BTreeSet<u32> =
             self.rings.values().copied().chain(self.slots.values().map(|slot| slot.ring)).collect();
         let mut free_rings = (0..).filter(|ring| !taken.contains(ring));
-        self.configured = services.iter().flat_map(|service| service.vips.iter().copied()).collect();
+        self.configured =
+            services.iter().flat_map(|service| service.vips.iter().map(|vip| (*vip, flags(service)))).collect();
         for service in services {
             for key in &service.vips {
                 let ring = *self.rings.entry(*key).or_insert_with(|| free_rings.next().unwrap_or_default());
@@ -110,8 +112,17 @@ impl Slots {
     }
 
     /// The slot of a flow's backend.
+    ///
+    /// Of the service of its port, or of every port: of the one that the datapath places flows in first.
     pub(crate) fn find(&self, key: &Key, address: &Address) -> Option<u16> {
-        self.index.get(&(key.service(), *address)).copied()
+        let exact = key.service();
+        let any = exact.any_port();
+        let at = |service: ServiceKey| self.index.get(&(service, *address)).copied();
+        if !self.configured.contains_key(&exact) && self.configured.contains_key(&any) {
+            at(any).or_else(|| at(exact))
+        } else {
+            at(exact).or_else(|| at(any))
+        }
     }
 
     /// The address of a flow's backend; `None` for a slot that nobody has.
@@ -166,7 +177,7 @@ impl Slots {
             shares.entry(backend.ring).or_default().push(share);
         }
         let mut built = BTreeMap::new();
-        for key in &self.configured {
+        for (key, &flags) in &self.configured {
             let Some(&ring) = self.rings.get(key) else { continue };
             let shares = shares.remove(&ring).unwrap_or_default();
             let known = self.built.remove(&ring).filter(|(from, _)| *from == shares);
@@ -176,9 +187,14 @@ impl Slots {
             });
             tables.rings.insert(ring, Arc::clone(&table));
             built.insert(ring, (shares, table));
-            let service = Service { ring, flags: 0, padding: [0; 3] };
+            let service = Service { ring, flags: flags & !SERVICE_ECHO, padding: [0; 3] };
             tables.services.insert(*key, service);
-            tables.services.insert(ServiceKey::vip(key.address), Service { ring: 0, flags: 0, padding: [0; 3] });
+            let mark = tables.services.entry(ServiceKey::vip(key.address)).or_insert(Service {
+                ring: 0,
+                flags: 0,
+                padding: [0; 3],
+            });
+            mark.flags |= flags & SERVICE_ECHO;
             tables.vip_filter.insert(&key.address);
         }
         self.built = built;
@@ -212,6 +228,11 @@ impl Slots {
     fn forget_services(&mut self) {
         let named: BTreeSet<ServiceKey> = self.slots.values().filter_map(|slot| slot.service).collect();
         let configured = &self.configured;
-        self.rings.retain(|key, _| configured.contains(key) || named.contains(key));
+        self.rings.retain(|key, _| configured.contains_key(key) || named.contains(key));
     }
+}
+
+fn flags(service: &view::Service) -> u8 {
+    let affinity = if service.affinity { SERVICE_AFFINITY } else { 0 };
+    affinity | if service.echo { SERVICE_ECHO } else { 0 }
 }

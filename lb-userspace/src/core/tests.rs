@@ -78,11 +78,22 @@ fn vip() -> ServiceKey {
     ServiceKey { address: mapped([203, 0, 113, 10]), port: 80_u16.to_be_bytes(), protocol: TCP, padding: 0 }
 }
 
+fn web(backends: Vec<Backend>) -> Service {
+    let (vips, idle_timeout) = (vec![vip()], None);
+    Service { name: "web".into(), vips, backends, affinity: false, echo: false, idle_timeout }
+}
+
 fn view(me: u8, members: u8) -> View {
     View {
         me,
         members: (1..=members)
-            .map(|id| Member { id, name: format!("lb{id}"), address: mapped([10, 0, 1, id]) })
+            .map(|id| Member {
+                id,
+                name: format!("lb{id}"),
+                address: mapped([10, 0, 1, id]),
+                second_address: None,
+                hand_off_source: None,
+            })
             .collect(),
         cluster: "test".into(),
         generation: 1,
@@ -91,9 +102,13 @@ fn view(me: u8, members: u8) -> View {
         port: 7400,
         probing: Probing::default(),
         first_packet: false,
+        direct: false,
+        drop_other: false,
+        drop_oversized: false,
+        delivery_sources: [None; 2],
         timeouts: Timeouts::default(),
-        budgets: [1000; 3],
-        services: vec![Service { name: "web".into(), vips: vec![vip()], backends: vec![backend(1), backend(2)] }],
+        budgets: [1000; 5],
+        services: vec![web(vec![backend(1), backend(2)])],
         limits: Limits { flows: 1000, tombstones: 100, parked: 10, queue: 500, window: 1 << 18 },
     }
 }

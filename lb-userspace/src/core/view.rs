@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use lb_common::{address::Address, hash::HashKey, node::BUDGET_CLASSES, service::ServiceKey};
+use lb_common::{
+    address::Address,
+    hash::HashKey,
+    node::{BUDGET_CLASSES, Source},
+    service::ServiceKey,
+};
 
 /// One valid configuration, as member `me` sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +30,14 @@ pub struct View {
     pub probing: Probing,
     /// Record and replicate flows at their first packet.
     pub first_packet: bool,
+    /// Whoever knows a flow delivers its packets; only packets of unknown flows visit an owner.
+    pub direct: bool,
+    /// Drop what is for a VIP and not balanced.
+    pub drop_other: bool,
+    /// Drop IPv4 packets that do not fit and may be fragmented, without an answer.
+    pub drop_oversized: bool,
+    /// Where deliveries come from, by family (`V4`, `V6`), if not from this member's address.
+    pub delivery_sources: [Option<Prefix>; 2],
     /// When idle flows end.
     pub timeouts: Timeouts,
     /// New entries a CPU may make in a budget window, per class.
@@ -44,6 +57,31 @@ pub struct Member {
     pub name: String,
     /// Tunnel and agent address.
     pub address: Address,
+    /// An address of the other family, which deliveries to backends of that family come from.
+    pub second_address: Option<Address>,
+    /// Where its hand-offs come from, if not from its address; of the same family.
+    pub hand_off_source: Option<Prefix>,
+}
+
+/// A prefix of addresses, its host part zero; an IPv4 one is mapped, and so is its length: 96 more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Prefix {
+    /// The prefix.
+    pub address: Address,
+    /// Its length, 0 to 128.
+    pub length: u8,
+}
+
+impl Prefix {
+    /// The source of outer headers that takes its host part from the flow.
+    pub const fn source(&self) -> Source {
+        let host = 128 - if self.length < 128 { self.length } else { 128 };
+        let spread = match host {
+            32.. => u32::MAX,
+            host => (1 << host) - 1,
+        };
+        Source { address: self.address, spread: spread.to_be_bytes() }
+    }
 }
 
 /// How peers are watched.
@@ -66,8 +104,12 @@ pub struct Timeouts {
     pub closing: Duration,
     /// TCP after the client's RST.
     pub reset: Duration,
-    /// UDP.
+    /// UDP, where the service says nothing else.
     pub udp: Duration,
+    /// SCTP, established.
+    pub sctp: Duration,
+    /// SCTP after the client's SHUTDOWN.
+    pub sctp_closing: Duration,
 }
 
 /// Something that is balanced.
@@ -79,6 +121,12 @@ pub struct Service {
     pub vips: Vec<ServiceKey>,
     /// Its servers; addresses are unique.
     pub backends: Vec<Backend>,
+    /// New flows of one client go to one backend, whatever their ports.
+    pub affinity: bool,
+    /// Echo requests to its VIPs are answered.
+    pub echo: bool,
+    /// How long a UDP flow may be idle, if not `Timeouts::udp`.
+    pub idle_timeout: Option<Duration>,
 }
 
 /// A server behind a service.
@@ -136,6 +184,8 @@ impl Default for Timeouts {
             closing: Duration::from_secs(120),
             reset: Duration::from_secs(30),
             udp: Duration::from_secs(90),
+            sctp: Duration::from_secs(210),
+            sctp_closing: Duration::from_secs(60),
         }
     }
 }

@@ -5,7 +5,7 @@
 
 use lb_common::{
     address::Address,
-    flow::{FlowKeyV4, FlowKeyV6, STATE_DELETED, STATE_YOUNG, TCP, UDP, WITNESSED},
+    flow::{FlowKey as _, FlowKeyV4, FlowKeyV6, SCTP, STATE_DELETED, STATE_YOUNG, TCP, UDP, WITNESSED},
     rank::MEMBERS_MAX,
 };
 
@@ -260,16 +260,9 @@ fn item(reader: &mut Reader<'_>) -> Result<Item, WireError> {
 
 /// What no record may say: such a one is neither sent nor believed.
 pub fn check(key: &Key, record: &Record) -> Result<(), &'static str> {
-    let (protocol, port) = match key {
-        Key::V4(key) => (key.protocol, key.destination_port),
-        Key::V6(key) => (key.protocol, key.destination_port),
-    };
     let Record { backend, lifecycle, owners, .. } = record;
-    if !matches!(protocol, TCP | UDP) {
+    if !matches!(key.protocol(), TCP | UDP | SCTP) {
         return Err("protocol");
-    }
-    if port == [0; 2] {
-        return Err("port");
     }
     if record.generation.max(lifecycle.revision).max(owners.term) > COUNT_MAX {
         return Err("count");

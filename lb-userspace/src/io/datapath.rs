@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapError},
+    maps::{
+        Map, MapData, MapError,
+        xdp::{DevMapHash, XdpMapError},
+    },
     pin::PinError,
     programs::{ProgramError, Xdp},
 };
@@ -23,6 +26,7 @@ use super::{
     pins::{self, PINNED, PinsError, Shape},
     state::{DirectoryLock, StateError},
 };
+use crate::config::MultiBuffer;
 
 /// The programs and their maps, as the build made them.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
@@ -86,14 +90,82 @@ pub struct Spec<'s> {
     pub interfaces: &'s [String],
     /// How it is attached.
     pub mode: Mode,
-    /// Capacity of the flow table.
+    /// Whether frames may lie in several buffers.
+    pub multi_buffer: MultiBuffer,
+    /// Capacity of the table of IPv4 flows.
     pub flows_max: u32,
+    /// Capacity of the table of IPv6 flows.
+    pub flows_v6_max: u32,
 }
 
-/// The program `balancer`, loaded on its pinned maps.
+impl Spec<'_> {
+    /// The maps whose capacity is not the object's.
+    ///
+    /// Of tuples that have not earned an entry, a quarter of the flows is remembered.
+    fn capacities(&self) -> BTreeMap<&'static str, u32> {
+        let pending = |flows: u32| (flows / 4).clamp(PENDING_MIN, maps::PENDING_MAX);
+        BTreeMap::from([
+            (maps::FLOWS, self.flows_max),
+            (maps::FLOWS_V6, self.flows_v6_max),
+            (maps::PENDING, pending(self.flows_max)),
+            (maps::PENDING_V6, pending(self.flows_v6_max)),
+        ])
+    }
+}
+
+/// An LRU keeps free elements per CPU, 128 at a time: a smaller one would forget what it has just been told.
+const PENDING_MIN: u32 = 1 << 14;
+
+/// One body, two programs: what differs is whether frames may lie in several buffers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Frames lie in one buffer.
+    Linear,
+    /// They may lie in several (kernel 5.18).
+    MultiBuffer,
+}
+
+/// The largest MTU for which every driver keeps a frame in one buffer of a page: 4096 bytes, less headroom and tailroom.
+///
+/// veth allows 3,506; Intel's drivers, whose buffers are of 3 KiB, 3,046.
+const LINEAR_MTU_MAX: u32 = 3_000;
+
+impl Entry {
+    /// Each of them.
+    pub const ALL: [Self; 2] = [Self::Linear, Self::MultiBuffer];
+
+    /// The one for an interface of that MTU.
+    ///
+    /// In generic mode the kernel makes frames linear before the program sees them.
+    pub fn of(multi_buffer: MultiBuffer, mode: Mode, mtu: u32) -> Self {
+        match multi_buffer {
+            MultiBuffer::On => Self::MultiBuffer,
+            MultiBuffer::Auto if mode == Mode::Native && mtu > LINEAR_MTU_MAX => Self::MultiBuffer,
+            MultiBuffer::Auto | MultiBuffer::Off => Self::Linear,
+        }
+    }
+
+    /// The program's name in the object.
+    pub const fn program(self) -> &'static str {
+        match self {
+            Self::Linear => "balancer",
+            Self::MultiBuffer => "balancer_frags",
+        }
+    }
+
+    const fn pin(self) -> &'static str {
+        match self {
+            Self::Linear => pins::PROGRAM,
+            Self::MultiBuffer => pins::PROGRAM_FRAGS,
+        }
+    }
+}
+
+/// The programs that the interfaces need, loaded on their pinned maps.
 pub struct Datapath {
     ebpf: Ebpf,
     interfaces: Interfaces,
+    devices: DevMapHash<MapData>,
     pins: PathBuf,
     adopted: bool,
     unfinished: Unfinished,
@@ -121,10 +193,10 @@ impl Datapath {
     /// Nothing that exists is touched before everything was checked: host, interfaces, pinned maps.
     pub fn load(spec: &Spec<'_>) -> Result<Self, DatapathError> {
         attach::check_host()?;
-        let interfaces = Interfaces::inspect(spec.interfaces, spec.pins, spec.mode)?;
+        let interfaces = Interfaces::inspect(spec.interfaces, spec.pins, spec.mode, spec.multi_buffer)?;
         pins::prepare(spec.pins)?;
         let lock = DirectoryLock::take(spec.pins)?;
-        let capacities = BTreeMap::from([(maps::FLOWS, spec.flows_max)]);
+        let capacities = spec.capacities();
         pins::check(spec.pins, &shapes(&capacities)?)?;
 
         let adopted = pins::exist(spec.pins);
@@ -144,8 +216,11 @@ impl Datapath {
         let mut ebpf = loader.load(OBJECT)?;
         start_log(&mut ebpf);
         let pins = spec.pins.to_owned();
-        let mut datapath = Self { ebpf, interfaces, pins, adopted, unfinished, _lock: lock };
-        datapath.load_program()?;
+        let devices = take(&mut ebpf, maps::DEVICES)?;
+        let mut datapath = Self { ebpf, interfaces, devices, pins, adopted, unfinished, _lock: lock };
+        for entry in datapath.interfaces.entries() {
+            load_program(&mut datapath.ebpf, entry.program())?;
+        }
         info!(pins = %spec.pins.display(), adopted, "datapath loaded");
         Ok(datapath)
     }
@@ -160,8 +235,13 @@ impl Datapath {
         self.interfaces.cluster()
     }
 
+    /// Indexes of all interfaces that it is attached to.
+    pub fn ifindexes(&self) -> Vec<u32> {
+        self.interfaces.indexes()
+    }
+
     /// Warns when `peers` are reached another way than through the cluster's interface.
-    pub fn check_way_to(&mut self, peers: &[Ipv4Addr]) -> Result<(), DatapathError> {
+    pub fn check_way_to(&mut self, peers: &[IpAddr]) -> Result<(), DatapathError> {
         Ok(self.interfaces.check_way_to(peers)?)
     }
 
@@ -172,23 +252,26 @@ impl Datapath {
 
     /// Takes the map `name` out, as a typed one.
     pub fn map<T: TryFrom<Map, Error = MapError>>(&mut self, name: &'static str) -> Result<T, DatapathError> {
-        let map = self.ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
-        T::try_from(map).map_err(|error| DatapathError::Map { name, error })
+        take(&mut self.ebpf, name)
     }
 
     /// Attaches to all interfaces. From now on packets are treated; the maps should be filled.
     pub fn attach(&mut self) -> Result<(), DatapathError> {
-        let program = program(&mut self.ebpf, "balancer")?;
+        self.fill_devices()?;
         // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
-        self.interfaces.attach(program)?;
-        self.pin_program()?;
+        self.interfaces.attach(&mut self.ebpf)?;
+        self.pin_programs()?;
         self.unfinished.pins = None;
         Ok(())
     }
 
     /// Attaches again where an interface has come back; true if one has.
     pub fn watch(&mut self) -> Result<bool, DatapathError> {
-        Ok(self.interfaces.watch(program(&mut self.ebpf, "balancer")?))
+        let has_changed = self.interfaces.watch(&mut self.ebpf)?;
+        if has_changed {
+            self.fill_devices()?;
+        }
+        Ok(has_changed)
     }
 
     /// Detaches from all interfaces and removes all maps.
@@ -197,26 +280,64 @@ impl Datapath {
         Ok(pins::remove(&self.pins)?)
     }
 
-    fn load_program(&mut self) -> Result<(), DatapathError> {
-        let program = program(&mut self.ebpf, "balancer")?;
-        program.load().map_err(|error| DatapathError::Program { name: "balancer", error })
+    /// Packets may leave by every interface that the program is on. The kernel takes an interface out that goes.
+    fn fill_devices(&mut self) -> Result<(), DatapathError> {
+        for ifindex in self.interfaces.indexes() {
+            let failed = |error| match error {
+                XdpMapError::MapError(error) => DatapathError::Map { name: maps::DEVICES, error },
+                XdpMapError::ChainedProgramNotSupported => DatapathError::Missing("chained program, and needs none"),
+            };
+            self.devices.insert(ifindex, ifindex, None, 0).map_err(failed)?;
+        }
+        Ok(())
     }
 
-    /// The new program takes the old one's place in one step, so that there always is one.
-    fn pin_program(&mut self) -> Result<(), DatapathError> {
-        let program = program(&mut self.ebpf, "balancer")?;
-        let (path, draft) = (self.pins.join(pins::PROGRAM), self.pins.join(pins::PROGRAM_DRAFT));
-        if draft.exists() {
-            fs::remove_file(&draft)?;
+    /// A new program takes the old one's place in one step, so that there always is one; one that no interface runs any
+    /// more goes.
+    fn pin_programs(&mut self) -> Result<(), DatapathError> {
+        let entries = self.interfaces.entries();
+        for entry in Entry::ALL {
+            let (path, draft) = (self.pins.join(entry.pin()), self.pins.join(pins::PROGRAM_DRAFT));
+            if !entries.contains(&entry) {
+                if path.exists() {
+                    fs::remove_file(&path)?;
+                }
+                continue;
+            }
+            if draft.exists() {
+                fs::remove_file(&draft)?;
+            }
+            let program = program(&mut self.ebpf, entry.program())?;
+            program.pin(&draft).map_err(|error| DatapathError::Pin { path: draft.clone(), error })?;
+            fs::rename(&draft, &path)?;
         }
-        program.pin(&draft).map_err(|error| DatapathError::Pin { path: draft.clone(), error })?;
-        Ok(fs::rename(&draft, &path)?)
+        Ok(())
     }
+}
+
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
+    program(ebpf, name)?.load().map_err(|error| DatapathError::Program { name, error })
+}
+
+fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError> {
+    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
+    T::try_from(map).map_err(|error| DatapathError::Map { name, error })
 }
 
 /// The maps of `decap`, which `balancer` does not use; and of `balancer`, which `decap` does not use, the large ones.
 const DECAP_MAPS: [&str; 2] = [decap::DECAP_FROM, decap::DECAP_VIPS];
-const LARGE_BALANCER_MAPS: [&str; 4] = [maps::FLOWS, maps::PENDING, maps::SERVICES, maps::BACKENDS];
+const LARGE_BALANCER_MAPS: [&str; 10] = [
+    maps::FLOWS,
+    maps::FLOWS_V6,
+    maps::PENDING,
+    maps::PENDING_V6,
+    maps::FRAGMENTS,
+    maps::FRAGMENTS_V6,
+    maps::SERVICES,
+    maps::BACKENDS,
+    maps::SERVICE_COUNT,
+    maps::BACKEND_COUNT,
+];
 
 /// Loads the object for `decap`: no pins, and the balancer's maps as small as they can be.
 pub fn load_decap() -> Result<Ebpf, DatapathError> {
@@ -228,7 +349,7 @@ pub fn load_decap() -> Result<Ebpf, DatapathError> {
     }
     let mut ebpf = loader.load(OBJECT)?;
     start_log(&mut ebpf);
-    program(&mut ebpf, "decap")?.load().map_err(|error| DatapathError::Program { name: "decap", error })?;
+    load_program(&mut ebpf, "decap")?;
     Ok(ebpf)
 }
 
@@ -256,6 +377,10 @@ fn inner_map_like(template: &aya_obj::Map, outer: &'static str, capacity: u32) -
     MapData::create(definition, outer, None).map_err(|error| DatapathError::Map { name: outer, error })
 }
 
+/// The kernel adds it to a map of devices: a program that wrote an index there would write into the device itself
+/// (`dev_map_init_map`).
+const BPF_F_RDONLY_PROG: u32 = 1 << 7;
+
 /// What the object says of its maps, with `capacities` in place of its own.
 fn shapes(capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, Shape>, DatapathError> {
     let shape = |(name, map): (String, aya_obj::Map)| {
@@ -264,7 +389,7 @@ fn shapes(capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, S
             key_size: map.key_size(),
             value_size: map.value_size(),
             max_entries: capacities.get(name.as_str()).copied().unwrap_or(map.max_entries()),
-            flags: map.map_flags(),
+            flags: map.map_flags() | if name == maps::DEVICES { BPF_F_RDONLY_PROG } else { 0 },
         };
         (name, shape)
     };

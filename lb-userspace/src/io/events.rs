@@ -11,7 +11,7 @@ use aya::{
     util::nr_cpus,
 };
 use lb_common::{
-    flow::{EventV4, FlowEntry},
+    flow::{EventV4, EventV6, FlowEntry},
     maps::{self, CPUS_MAX, EVENT_RING_BYTES},
 };
 use rustix::{
@@ -90,9 +90,13 @@ impl EventRings {
             let Some(ring) = self.rings.get_mut(index) else { continue };
             for _ in 0..share {
                 let Some(item) = ring.next() else { break };
-                match EventV4::read_from_bytes(&item) {
-                    Ok(EventV4 { key, entry }) => event(key.into(), entry),
-                    Err(_) => self.malformed += 1,
+                // The length tells the family.
+                if let Ok(EventV4 { key, entry }) = EventV4::read_from_bytes(&item) {
+                    event(key.into(), entry);
+                } else if let Ok(EventV6 { key, entry }) = EventV6::read_from_bytes(&item) {
+                    event(key.into(), entry);
+                } else {
+                    self.malformed += 1;
                 }
             }
         }

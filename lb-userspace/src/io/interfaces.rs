@@ -2,17 +2,19 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::IpAddr,
     path::{Path, PathBuf},
 };
 
-use aya::programs::Xdp;
+use aya::Ebpf;
 use tracing::{error, info, warn};
 
 use super::{
     attach::{AttachError, Interface, LINK_PREFIX, Mode},
+    datapath::{DatapathError, Entry, program},
     netlink::Netlink,
 };
+use crate::config::MultiBuffer;
 
 /// The interfaces that the program is attached to.
 pub struct Interfaces {
@@ -24,13 +26,15 @@ pub struct Interfaces {
 
 struct Watched {
     interface: Interface,
+    /// Which of the programs it runs.
+    entry: Entry,
     /// What is wrong with it was said.
     complained: bool,
 }
 
 impl Interfaces {
     /// Looks at all of `names`; each must exist and run no program but the one pinned in `pins`.
-    pub fn inspect(names: &[String], pins: &Path, mode: Mode) -> Result<Self, AttachError> {
+    pub fn inspect(names: &[String], pins: &Path, mode: Mode, multi_buffer: MultiBuffer) -> Result<Self, AttachError> {
         let mut netlink = Netlink::open()?;
         let mut list = Vec::new();
         for name in names {
@@ -38,15 +42,16 @@ impl Interfaces {
             if list.iter().any(|other: &Watched| other.interface.pin() == interface.pin()) {
                 return Err(AttachError::SamePin(name.clone()));
             }
-            list.push(Watched { interface, complained: false });
+            let entry = Entry::of(multi_buffer, mode, interface.link.mtu);
+            list.push(Watched { interface, entry, complained: false });
         }
         Ok(Self { list, mode, pins: pins.to_owned(), netlink })
     }
 
     /// Attaches to all of them, and detaches from those that an earlier agent was given and this one is not.
-    pub fn attach(&self, program: &mut Xdp) -> Result<(), AttachError> {
+    pub fn attach(&self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
         for watched in &self.list {
-            watched.interface.attach(program, self.mode)?;
+            watched.interface.attach(program(ebpf, watched.entry.program())?, self.mode)?;
         }
         for entry in fs::read_dir(&self.pins)? {
             let path = entry?.path();
@@ -67,10 +72,11 @@ impl Interfaces {
     /// Attaches again where an interface was removed and has come back; true if one has.
     ///
     /// What cannot be helped is said once.
-    pub fn watch(&mut self, program: &mut Xdp) -> bool {
+    pub fn watch(&mut self, ebpf: &mut Ebpf) -> Result<bool, DatapathError> {
         let mut changed = false;
-        let own = program.info().map(|info| info.id()).unwrap_or(0);
         for watched in &mut self.list {
+            let program = program(ebpf, watched.entry.program())?;
+            let own = program.info().map(|info| info.id()).unwrap_or(0);
             let name = watched.interface.link.name.clone();
             let link = self.netlink.link_by_name(&name);
             let trouble = match &link {
@@ -96,7 +102,18 @@ impl Interfaces {
                 Some(_) => {}
             }
         }
-        changed
+        Ok(changed)
+    }
+
+    /// The programs that they run.
+    pub fn entries(&self) -> Vec<Entry> {
+        let is_run = |entry: &Entry| self.list.iter().any(|watched| watched.entry == *entry);
+        Entry::ALL.into_iter().filter(is_run).collect()
+    }
+
+    /// Their indexes.
+    pub fn indexes(&self) -> Vec<u32> {
+        self.list.iter().map(|watched| watched.interface.link.ifindex).collect()
     }
 
     /// Index of the cluster's interface, the first: probes and hand-offs are taken from it only.
@@ -105,7 +122,7 @@ impl Interfaces {
     }
 
     /// Warns when `peers` are reached another way than through the cluster's interface.
-    pub fn check_way_to(&mut self, peers: &[Ipv4Addr]) -> io::Result<()> {
+    pub fn check_way_to(&mut self, peers: &[IpAddr]) -> io::Result<()> {
         let Some(Watched { interface: cluster, .. }) = self.list.first() else { return Ok(()) };
         for peer in peers {
             let Some(route) = self.netlink.route(*peer)?.filter(|route| route.ifindex != cluster.link.ifindex) else {

@@ -1,12 +1,13 @@
 //! Next hops: over which interface and to which MAC packets for a member or a backend go.
 //!
 //! A thread asks the kernel for the route and the neighbour of each address, has it keep the
-//! neighbour resolved, and listens to its changes. The datapath then needs no look-up of its own.
+//! neighbour resolved, and listens to its changes. The datapath then needs no look-up of its own. The unspecified address
+//! of a family stands for its default route.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, hash_map::Entry},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     os::fd::AsFd,
     sync::{Arc, mpsc},
     thread,
@@ -14,7 +15,7 @@ use std::{
 };
 
 use lb_common::{
-    address::{Address, unmapped},
+    address::{Address, mapped, unmapped},
     target::NextHop,
 };
 use rustix::{
@@ -23,7 +24,10 @@ use rustix::{
 };
 use tracing::{debug, info, warn};
 
-use super::netlink::{Change, Changes, Link, Neighbour, Netlink};
+use super::netlink::{Change, Changes, Link, Neighbour, Netlink, Route};
+
+/// The default route of each family, by `V4` and `V6`.
+pub const GATEWAYS: [Address; 2] = [mapped([0; 4]), [0; 16]];
 
 /// Unresolved addresses are asked for again this often: ARP's own retry is once a second.
 const RETRY: Duration = Duration::from_millis(200);
@@ -43,9 +47,16 @@ pub struct Resolved {
     pub next_hop: NextHop,
 }
 
+/// What is to be resolved.
+struct Wanted {
+    addresses: Vec<Address>,
+    /// Indexes of the interfaces that packets may leave by.
+    devices: Vec<u32>,
+}
+
 /// The handle to the resolving thread, which ends with it.
 pub struct NextHops {
-    wanted: mpsc::Sender<Vec<Address>>,
+    wanted: mpsc::Sender<Wanted>,
     wake: Arc<OwnedFd>,
 }
 
@@ -61,16 +72,18 @@ impl NextHops {
             wake: Arc::clone(&wake),
             found,
             ways: BTreeMap::new(),
+            devices: Vec::new(),
             full_pass: Instant::now() + FULL_PASS,
         };
         thread::Builder::new().name("next-hops".into()).spawn(move || resolver.run())?;
         Ok(Self { wanted, wake })
     }
 
-    /// Replaces the set of addresses to resolve; those already known are not reported again.
-    pub fn follow(&self, addresses: Vec<Address>) {
+    /// Replaces the set of addresses to resolve, and of the interfaces that packets may leave by; addresses already known are
+    /// not reported again.
+    pub fn follow(&self, addresses: Vec<Address>, devices: Vec<u32>) {
         // Both fail only when the thread is gone, and then there is nobody to tell.
-        let _gone = self.wanted.send(addresses);
+        let _gone = self.wanted.send(Wanted { addresses, devices });
         let _full = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 }
@@ -90,15 +103,18 @@ struct Way {
     next_hop: Option<NextHop>,
     since: Instant,
     reported: bool,
+    /// It is looked for again when routes change, and not before.
+    is_absent: bool,
 }
 
 struct Resolver {
     netlink: Netlink,
     changes: Changes,
-    orders: mpsc::Receiver<Vec<Address>>,
+    orders: mpsc::Receiver<Wanted>,
     wake: Arc<OwnedFd>,
     found: tokio::sync::mpsc::Sender<Resolved>,
     ways: BTreeMap<Address, Way>,
+    devices: Vec<u32>,
     full_pass: Instant,
 }
 
@@ -111,7 +127,7 @@ impl Resolver {
             }
             loop {
                 match self.orders.try_recv() {
-                    Ok(addresses) => self.follow(&addresses),
+                    Ok(wanted) => self.follow(wanted),
                     Err(mpsc::TryRecvError::Empty) => break,
                     Err(mpsc::TryRecvError::Disconnected) => return,
                 }
@@ -120,7 +136,7 @@ impl Resolver {
             if everything {
                 self.full_pass = Instant::now() + FULL_PASS;
             }
-            self.resolve(|way| everything || way.next_hop.is_none());
+            self.resolve(|way| everything || way.is_open());
             if self.found.is_closed() {
                 return;
             }
@@ -130,7 +146,7 @@ impl Resolver {
     /// Waits for an order, a change or the next pass, and takes changes in.
     fn wait(&mut self) -> io::Result<()> {
         let pass_in = self.full_pass.saturating_duration_since(Instant::now());
-        let unresolved = self.ways.values().any(|way| way.next_hop.is_none());
+        let unresolved = self.ways.values().any(Way::is_open);
         let timeout = if unresolved { pass_in.min(RETRY) } else { pass_in };
         let timeout = Timespec { tv_sec: timeout.as_secs() as i64, tv_nsec: i64::from(timeout.subsec_nanos()) };
         let (changed, woken) = {
@@ -174,17 +190,22 @@ impl Resolver {
         }
     }
 
-    fn follow(&mut self, addresses: &[Address]) {
-        let nowhere = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    fn follow(&mut self, wanted: Wanted) {
+        let addresses: BTreeSet<Address> = wanted.addresses.into_iter().chain(GATEWAYS).collect();
         self.ways.retain(|address, _| addresses.contains(address));
         for address in addresses {
-            self.ways.entry(*address).or_insert_with(|| Way {
+            self.ways.entry(address).or_insert_with(|| Way {
                 ifindex: 0,
-                via: nowhere,
+                via: shown(&address),
                 next_hop: None,
                 since: Instant::now(),
                 reported: false,
+                is_absent: false,
             });
+        }
+        if wanted.devices != self.devices {
+            self.devices = wanted.devices;
+            self.full_pass = Instant::now();
         }
     }
 
@@ -192,9 +213,11 @@ impl Resolver {
     ///
     /// A way once found is kept until a better one is: an ARP that fails for a while is no reason to drop packets.
     fn resolve(&mut self, wanted: impl Fn(&Way) -> bool) {
-        let mut links = HashMap::new();
+        let mut looking = Looking { netlink: &mut self.netlink, links: HashMap::new(), devices: &self.devices };
         for (address, way) in self.ways.iter_mut().filter(|(_, way)| wanted(way)) {
-            match look_up(&mut self.netlink, &mut links, address, way) {
+            let found = looking.look_up(address, way);
+            way.is_absent = GATEWAYS.contains(address) && found.is_err();
+            match found {
                 Ok(next_hop) => {
                     if way.next_hop != Some(next_hop) {
                         debug!(address = %shown(address), ?next_hop, "next hop");
@@ -205,6 +228,7 @@ impl Resolver {
                         let _closed = self.found.blocking_send(Resolved { address: *address, next_hop });
                     }
                 }
+                Err(reason) if way.is_absent => debug!(%reason, "no default route"),
                 Err(reason) if !way.reported && way.next_hop.is_none() && way.since.elapsed() >= PATIENCE => {
                     way.reported = true;
                     warn!(address = %shown(address), %reason, "no next hop; packets for it are dropped (drop_no_next_hop)");
@@ -222,8 +246,10 @@ enum NoWay {
     NoRoute,
     #[error("it is an address of this host")]
     Local,
-    #[error("only IPv4 is supported")]
-    Family,
+    #[error("its way is through {0}, which is not among node.interfaces")]
+    NotAttached(String),
+    #[error("{0} is a VLAN within a VLAN within a VLAN")]
+    TooManyTags(String),
     #[error("its interface has no Ethernet address")]
     NoEthernet,
     #[error("{0} does not answer")]
@@ -232,32 +258,70 @@ enum NoWay {
     Netlink(#[from] io::Error),
 }
 
-fn look_up(
-    netlink: &mut Netlink,
-    links: &mut HashMap<u32, Option<Link>>,
-    address: &Address,
-    way: &mut Way,
-) -> Result<NextHop, NoWay> {
-    let to = unmapped(*address).ok_or(NoWay::Family)?;
-    let route = netlink.route(to.into())?.ok_or(NoWay::NoRoute)?;
-    if route.local {
-        return Err(NoWay::Local);
+impl Way {
+    /// Whether it is to be looked for all the time.
+    const fn is_open(&self) -> bool {
+        self.next_hop.is_none() && !self.is_absent
     }
-    (way.ifindex, way.via) = (route.ifindex, route.via);
-    let link = match links.entry(route.ifindex) {
-        Entry::Occupied(link) => link.into_mut(),
-        Entry::Vacant(unknown) => unknown.insert(netlink.link_by_index(route.ifindex)?),
-    };
-    let link = link.as_ref().ok_or(NoWay::NoRoute)?;
-    let source = link.mac.ok_or(NoWay::NoEthernet)?;
-    let known = netlink.neighbour(route.ifindex, route.via)?;
-    if !matches!(known, Some(Neighbour { permanent: true, .. })) {
-        netlink.keep_resolved(route.ifindex, route.via)?;
+}
+
+/// One pass over the ways.
+struct Looking<'a> {
+    netlink: &'a mut Netlink,
+    links: HashMap<u32, Option<Link>>,
+    devices: &'a [u32],
+}
+
+impl Looking<'_> {
+    fn look_up(&mut self, address: &Address, way: &mut Way) -> Result<NextHop, NoWay> {
+        let route = self.route(address)?.ok_or(NoWay::NoRoute)?;
+        if route.local {
+            return Err(NoWay::Local);
+        }
+        (way.ifindex, way.via) = (route.ifindex, route.via);
+        let link = self.link(route.ifindex)?;
+        let source = link.mac.ok_or(NoWay::NoEthernet)?;
+        let (ifindex, tag_bytes, tags) = self.carrier(&link)?;
+        let known = self.netlink.neighbour(route.ifindex, route.via)?;
+        if !matches!(known, Some(Neighbour { permanent: true, .. })) {
+            self.netlink.keep_resolved(route.ifindex, route.via)?;
+        }
+        let destination = known.and_then(|neighbour| neighbour.mac).ok_or(NoWay::NoAnswer(route.via))?;
+        let mtu = route.mtu.map_or(link.mtu, |path| path.min(link.mtu));
+        let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
+        Ok(NextHop { destination, source, ifindex, mtu, tag_bytes, padding: 0, tags })
     }
-    let destination = known.and_then(|neighbour| neighbour.mac).ok_or(NoWay::NoAnswer(route.via))?;
-    let mtu = route.mtu.map_or(link.mtu, |path| path.min(link.mtu));
-    let mtu = u16::try_from(mtu).unwrap_or(u16::MAX);
-    Ok(NextHop { destination, source, ifindex: route.ifindex, mtu, ..NextHop::NONE })
+
+    fn route(&mut self, address: &Address) -> io::Result<Option<Route>> {
+        if GATEWAYS.contains(address) {
+            self.netlink.default_route(shown(address).is_ipv4())
+        } else {
+            self.netlink.route(shown(address))
+        }
+    }
+
+    /// The attached interface that frames of `link` leave by, and their tags, the outer one first.
+    fn carrier(&mut self, link: &Link) -> Result<(u32, u8, [u8; 8]), NoWay> {
+        let (mut carrier, mut tags) = (link.clone(), Vec::new());
+        while let Some(vlan) = carrier.vlan.filter(|_| !self.devices.contains(&carrier.ifindex)) {
+            tags.splice(0..0, vlan.tag);
+            carrier = self.link(vlan.parent)?;
+        }
+        let mut bytes = [0; 8];
+        bytes.get_mut(..tags.len()).ok_or_else(|| NoWay::TooManyTags(link.name.clone()))?.copy_from_slice(&tags);
+        if !self.devices.contains(&carrier.ifindex) {
+            return Err(NoWay::NotAttached(carrier.name));
+        }
+        Ok((carrier.ifindex, tags.len() as u8, bytes))
+    }
+
+    fn link(&mut self, ifindex: u32) -> Result<Link, NoWay> {
+        let link = match self.links.entry(ifindex) {
+            Entry::Occupied(link) => link.into_mut(),
+            Entry::Vacant(unknown) => unknown.insert(self.netlink.link_by_index(ifindex)?),
+        };
+        link.clone().ok_or(NoWay::NoRoute)
+    }
 }
 
 fn shown(address: &Address) -> IpAddr {
@@ -307,7 +371,8 @@ mod tests {
         let (sender, mut found) = tokio::sync::mpsc::channel(8);
         let next_hops = NextHops::start(sender).unwrap();
         let (direct, routed, later) = (mapped([10, 0, 0, 2]), mapped([10, 1, 2, 3]), mapped([10, 2, 0, 1]));
-        next_hops.follow(vec![direct, routed, later, mapped([10, 0, 0, 1])]);
+        let device = Netlink::open().unwrap().link_by_name("test0").unwrap().unwrap().ifindex;
+        next_hops.follow(vec![direct, routed, later, mapped([10, 0, 0, 1])], vec![device]);
 
         let first = resolved(&mut found);
         assert_eq!((first.address, first.next_hop.destination[5], first.next_hop.mtu), (direct, 2, 1400));

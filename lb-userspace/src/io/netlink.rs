@@ -2,18 +2,14 @@
 //!
 //! Blocking, each answer waited for; only for threads that may wait and for the time before the driver runs.
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
-};
+use std::{io, net::IpAddr, time::Duration};
 
 use netlink_packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -26,6 +22,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 const ANSWER_BYTES: usize = 32 * 1024;
 /// The kernel answers at once; this only keeps a lost answer from blocking a thread for ever.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The tag of a VLAN that does not say which it uses.
+const TPID_8021Q: u16 = 0x8100;
 
 /// A network interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +39,17 @@ pub struct Link {
     pub mtu: u32,
     /// The XDP program on it.
     pub xdp: Option<AttachedXdp>,
+    /// What it is if its packets leave by another interface, with a tag.
+    pub vlan: Option<Vlan>,
+}
+
+/// A VLAN's sub-interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the interface that carries the tagged frames.
+    pub parent: u32,
+    /// TPID and TCI as on the wire (IEEE 802.1Q), priority 0.
+    pub tag: [u8; 4],
 }
 
 /// An XDP program on an interface.
@@ -116,17 +126,35 @@ impl Netlink {
     }
 
     /// How the kernel would send a packet to `to`; `None` if it would not.
-    pub fn route(&mut self, to: Ipv4Addr) -> io::Result<Option<Route>> {
+    pub fn route(&mut self, to: IpAddr) -> io::Result<Option<Route>> {
         let mut ask = RouteMessage::default();
-        ask.header.address_family = AddressFamily::Inet;
-        ask.header.destination_prefix_length = 32;
-        ask.attributes.push(RouteAttribute::Destination(RouteAddress::Inet(to)));
+        let (family, bits, destination) = match to {
+            IpAddr::V4(v4) => (AddressFamily::Inet, 32, RouteAddress::Inet(v4)),
+            IpAddr::V6(v6) => (AddressFamily::Inet6, 128, RouteAddress::Inet6(v6)),
+        };
+        ask.header.address_family = family;
+        ask.header.destination_prefix_length = bits;
+        ask.attributes.push(RouteAttribute::Destination(destination));
         let answer = match self.ask(RouteNetlinkMessage::GetRoute(ask)) {
             Err(error) if is_unreachable(&error) => return Ok(None),
             answer => answer?,
         };
         let Some(RouteNetlinkMessage::NewRoute(route)) = answer else { return Ok(None) };
         Ok(route_of(&route, to))
+    }
+
+    /// The default route of the main table that is preferred; `None` if there is none, or it names no gateway.
+    ///
+    /// Asked for as part of the table: a question for a route to "any address" is answered with the loopback interface.
+    pub fn default_route(&mut self, is_v4: bool) -> io::Result<Option<Route>> {
+        let mut ask = RouteMessage::default();
+        ask.header.address_family = if is_v4 { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let routes = self.dump(RouteNetlinkMessage::GetRoute(ask))?;
+        let routes = routes.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewRoute(route) => Some(route),
+            _ => None,
+        });
+        Ok(preferred_default(routes))
     }
 
     /// What the kernel knows of neighbour `address` on `ifindex`; `None` if nothing.
@@ -172,15 +200,7 @@ impl Netlink {
     }
 
     fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<Option<RouteNetlinkMessage>> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let mut header = NetlinkHeader::default();
-        header.flags = NLM_F_REQUEST | flags;
-        header.sequence_number = self.sequence;
-        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
-        packet.finalize();
-        let mut bytes = vec![0; packet.buffer_len()];
-        packet.serialize(&mut bytes);
-        self.socket.send(&bytes, 0)?;
+        self.send(message, flags)?;
         loop {
             for answer in receive(&self.socket, ANSWER_TIMEOUT)? {
                 if answer.header.sequence_number != self.sequence {
@@ -194,6 +214,37 @@ impl Netlink {
             }
         }
     }
+
+    /// All answers to a question for a whole table.
+    fn dump(&mut self, message: RouteNetlinkMessage) -> io::Result<Vec<RouteNetlinkMessage>> {
+        self.send(message, NLM_F_DUMP)?;
+        let mut messages = Vec::new();
+        loop {
+            for answer in receive(&self.socket, ANSWER_TIMEOUT)? {
+                if answer.header.sequence_number != self.sequence {
+                    continue;
+                }
+                match answer.payload {
+                    NetlinkPayload::InnerMessage(message) => messages.push(message),
+                    NetlinkPayload::Error(error) if error.code.is_some() => return Err(error.to_io()),
+                    NetlinkPayload::Done(_) => return Ok(messages),
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn send(&mut self, message: RouteNetlinkMessage, flags: u16) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut header = NetlinkHeader::default();
+        header.flags = NLM_F_REQUEST | flags;
+        header.sequence_number = self.sequence;
+        let mut packet = NetlinkMessage::new(header, NetlinkPayload::from(message));
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map(drop)
+    }
 }
 
 /// A socket that hears of changes.
@@ -202,11 +253,18 @@ pub struct Changes {
 }
 
 impl Changes {
-    /// Subscribes to links, IPv4 addresses and routes, and neighbours.
+    /// Subscribes to links, addresses and routes of both families, and neighbours.
     pub fn subscribe() -> io::Result<Self> {
         let mut socket = Socket::new(NETLINK_ROUTE)?;
         socket.bind_auto()?;
-        for group in [libc::RTNLGRP_LINK, libc::RTNLGRP_NEIGH, libc::RTNLGRP_IPV4_IFADDR, libc::RTNLGRP_IPV4_ROUTE] {
+        for group in [
+            libc::RTNLGRP_LINK,
+            libc::RTNLGRP_NEIGH,
+            libc::RTNLGRP_IPV4_IFADDR,
+            libc::RTNLGRP_IPV4_ROUTE,
+            libc::RTNLGRP_IPV6_IFADDR,
+            libc::RTNLGRP_IPV6_ROUTE,
+        ] {
             socket.add_membership(group)?;
         }
         Ok(Self { socket })
@@ -266,7 +324,8 @@ fn is_unreachable(error: &io::Error) -> bool {
 }
 
 fn link_of(message: LinkMessage) -> Link {
-    let mut link = Link { ifindex: message.header.index, name: String::new(), mac: None, mtu: 0, xdp: None };
+    let ifindex = message.header.index;
+    let mut link = Link { ifindex, name: String::new(), mac: None, mtu: 0, xdp: None, vlan: vlan_of(&message) };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
@@ -277,6 +336,30 @@ fn link_of(message: LinkMessage) -> Link {
         }
     }
     link
+}
+
+fn vlan_of(message: &LinkMessage) -> Option<Vlan> {
+    let parent = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(parent) => Some(*parent),
+        _ => None,
+    })?;
+    let facts = message.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::LinkInfo(info) => info.iter().find_map(|info| match info {
+            LinkInfo::Data(InfoData::Vlan(facts)) => Some(facts),
+            _ => None,
+        }),
+        _ => None,
+    })?;
+    let id = facts.iter().find_map(|fact| match fact {
+        InfoVlan::Id(id) => Some(*id & 0x0fff),
+        _ => None,
+    })?;
+    let protocol = facts.iter().find_map(|fact| match fact {
+        InfoVlan::Protocol(protocol) => Some(u16::from(*protocol)),
+        _ => None,
+    });
+    let ([t0, t1], [i0, i1]) = (protocol.unwrap_or(TPID_8021Q).to_be_bytes(), id.to_be_bytes());
+    Some(Vlan { parent, tag: [t0, t1, i0, i1] })
 }
 
 fn xdp_of(facts: &[LinkXdp]) -> Option<AttachedXdp> {
@@ -295,12 +378,43 @@ fn xdp_of(facts: &[LinkXdp]) -> Option<AttachedXdp> {
     present.then_some(attached)
 }
 
-fn route_of(message: &RouteMessage, to: Ipv4Addr) -> Option<Route> {
+/// Of several default routes the one with the lowest metric; of several next hops of one route the first.
+fn preferred_default(routes: impl Iterator<Item = RouteMessage>) -> Option<Route> {
+    let metric = |route: &RouteMessage| {
+        route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::Priority(metric) => Some(*metric),
+            _ => None,
+        })
+    };
+    let is_default = |route: &RouteMessage| {
+        let header = &route.header;
+        header.destination_prefix_length == 0
+            && header.table == libc::RT_TABLE_MAIN
+            && header.kind == RouteType::Unicast
+    };
+    let mut routes: Vec<RouteMessage> = routes.filter(is_default).collect();
+    routes.sort_by_key(|route| metric(route).unwrap_or(0));
+    routes.iter().find_map(|route| {
+        let mut route = route.clone();
+        let first = route.attributes.iter().find_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(hops) => hops.first().cloned(),
+            _ => None,
+        });
+        if let Some(hop) = first {
+            route.attributes.push(RouteAttribute::Oif(hop.interface_index));
+            route.attributes.extend(hop.attributes);
+        }
+        let unspecified = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+        route_of(&route, unspecified).filter(|route| route.via != unspecified)
+    })
+}
+
+fn route_of(message: &RouteMessage, to: IpAddr) -> Option<Route> {
     let local = message.header.kind == RouteType::Local;
     if !local && message.header.kind != RouteType::Unicast {
         return None;
     }
-    let mut route = Route { ifindex: 0, via: to.into(), mtu: None, local };
+    let mut route = Route { ifindex: 0, via: to, mtu: None, local };
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(ifindex) => route.ifindex = *ifindex,

@@ -20,26 +20,38 @@ use super::attach::LINK_PREFIX;
 pub const BPFFS: &str = "/sys/fs/bpf";
 
 /// The maps that are pinned, by name.
-pub const PINNED: [&str; 14] = [
+pub const PINNED: [&str; 24] = [
     maps::FLOWS,
+    maps::FLOWS_V6,
     maps::PENDING,
+    maps::PENDING_V6,
+    maps::FRAGMENTS,
+    maps::FRAGMENTS_V6,
     maps::SERVICES,
     maps::VIP_FILTER,
     maps::RINGS,
     maps::BACKENDS,
     maps::MEMBERS,
     maps::PEERS,
+    maps::PEER_PREFIXES,
+    maps::GATEWAYS,
+    maps::DEVICES,
     maps::LIVENESS,
     maps::HEARD,
     maps::NODE,
     maps::COUNTERS,
+    maps::SERVICE_COUNT,
+    maps::BACKEND_COUNT,
+    maps::MEMBER_COUNT,
     maps::BUDGET,
     maps::EVENTS,
 ];
 
-/// The pinned program, and the one that is about to take its place.
+/// The pinned program, and the one for frames in several buffers.
 pub const PROGRAM: &str = "prog";
 /// See `PROGRAM`.
+pub const PROGRAM_FRAGS: &str = "prog_frags";
+/// The program that is about to take the place of a pinned one.
 pub const PROGRAM_DRAFT: &str = "prog_new";
 /// The event ring of a CPU: this and the CPU's number.
 pub const RING_PREFIX: &str = "events_";
@@ -171,7 +183,7 @@ pub fn remove(directory: &Path) -> io::Result<()> {
 }
 
 fn is_ours(name: &str) -> bool {
-    [PROGRAM, PROGRAM_DRAFT].contains(&name)
+    [PROGRAM, PROGRAM_FRAGS, PROGRAM_DRAFT].contains(&name)
         || PINNED.contains(&name)
         || [LINK_PREFIX, RING_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }

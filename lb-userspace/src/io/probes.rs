@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, SocketAddr, UdpSocket},
 };
 
 use lb_common::liveness::Probe;
@@ -23,17 +23,20 @@ pub struct Prober {
 
 impl Prober {
     /// Binds to this member's address and port, which peers check.
-    pub fn bind(own: Ipv4Addr, port: u16) -> io::Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
-        socket.set_tos_v4(TOS_NETWORK_CONTROL)?;
+    pub fn bind(own: IpAddr, port: u16) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(SocketAddr::new(own, port)), Type::DGRAM, Some(Protocol::UDP))?;
+        match own {
+            IpAddr::V4(_) => socket.set_tos_v4(TOS_NETWORK_CONTROL)?,
+            IpAddr::V6(_) => socket.set_tclass_v6(TOS_NETWORK_CONTROL)?,
+        }
         socket.set_recv_buffer_size(RECEIVE_BYTES)?;
         socket.set_nonblocking(true)?;
-        socket.bind(&SocketAddrV4::new(own, port).into())?;
+        socket.bind(&SocketAddr::new(own, port).into())?;
         Ok(Self { socket: socket.into(), port })
     }
 
     /// Sends a probe. One that the kernel does not take is lost like one on the way.
-    pub fn send(&self, to: Ipv4Addr, probe: &Probe) {
+    pub fn send(&self, to: IpAddr, probe: &Probe) {
         let _lost = self.socket.send_to(probe.as_bytes(), (to, self.port));
     }
 }

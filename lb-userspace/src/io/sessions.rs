@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -51,10 +51,10 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// All sessions of this member.
 pub struct Sessions {
-    own: Ipv4Addr,
+    own: IpAddr,
     port: u16,
     listener: TcpListener,
-    members: BTreeMap<u8, Ipv4Addr>,
+    members: BTreeMap<u8, IpAddr>,
     live: HashMap<Session, Live>,
     closing: Vec<JoinHandle<()>>,
     last: u64,
@@ -79,11 +79,11 @@ enum Report {
 
 impl Sessions {
     /// Listens on this member's address and port.
-    pub fn listen(own: Ipv4Addr, port: u16) -> io::Result<Self> {
-        let socket = TcpSocket::new_v4()?;
+    pub fn listen(own: IpAddr, port: u16) -> io::Result<Self> {
+        let socket = socket(own)?;
         // A restarted agent must not wait for the connections of the one before.
         socket.set_reuseaddr(true)?;
-        socket.bind(SocketAddrV4::new(own, port).into())?;
+        socket.bind(SocketAddr::new(own, port))?;
         let listener = socket.listen(MEMBERS_MAX as u32)?;
         let (report, reports) = mpsc::channel(REPORTS);
         Ok(Self {
@@ -101,7 +101,7 @@ impl Sessions {
     }
 
     /// Who may connect, and where they are dialled.
-    pub fn set_members(&mut self, members: BTreeMap<u8, Ipv4Addr>) {
+    pub fn set_members(&mut self, members: BTreeMap<u8, IpAddr>) {
         self.members = members;
     }
 
@@ -139,7 +139,7 @@ impl Sessions {
     /// Connects to a peer; `Connected` or `DialFailed` follows.
     pub fn dial(&mut self, peer: u8) {
         let report = self.report.clone();
-        let (own, to) = (self.own, self.members.get(&peer).map(|address| SocketAddrV4::new(*address, self.port)));
+        let (own, to) = (self.own, self.members.get(&peer).map(|address| SocketAddr::new(*address, self.port)));
         tokio::spawn(async move {
             let result = match to {
                 Some(to) => timeout(DIAL_TIMEOUT, connect(own, to)).await.unwrap_or_else(|late| Err(late.into())),
@@ -222,7 +222,7 @@ impl Sessions {
     }
 
     fn accept(&mut self, stream: TcpStream, from: SocketAddr) -> Option<Input> {
-        let IpAddr::V4(address) = from.ip() else { return None };
+        let address = from.ip();
         let member = self.members.iter().find(|(_, known)| **known == address);
         let Some((&peer, _)) = member.filter(|_| address != self.own) else {
             if let Some(refused) = self.strangers.note() {
@@ -253,11 +253,16 @@ impl Sessions {
     }
 }
 
-async fn connect(own: Ipv4Addr, to: SocketAddrV4) -> io::Result<TcpStream> {
-    let socket = TcpSocket::new_v4()?;
+/// A socket of the family of `own`.
+fn socket(own: IpAddr) -> io::Result<TcpSocket> {
+    if own.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+}
+
+async fn connect(own: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket(own)?;
     socket.set_reuseaddr(true)?;
-    socket.bind(SocketAddrV4::new(own, 0).into())?;
-    socket.connect(to.into()).await
+    socket.bind(SocketAddr::new(own, 0))?;
+    socket.connect(to).await
 }
 
 async fn read(session: Session, mut from: OwnedReadHalf, report: mpsc::Sender<Report>) {
@@ -297,10 +302,12 @@ async fn write(
 
 #[cfg(test)]
 mod tests {
+    use std::net::Ipv4Addr;
+
     use super::*;
 
-    const ONE: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 1);
-    const TWO: Ipv4Addr = Ipv4Addr::new(127, 0, 7, 2);
+    const ONE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 1));
+    const TWO: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 7, 2));
 
     fn pair(port: u16) -> (Sessions, Sessions) {
         let members = BTreeMap::from([(1, ONE), (2, TWO)]);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use lb_common::flow::FlowEntry;
+use lb_common::flow::{FlowEntry, FlowKeyV4, FlowKeyV6};
 use tokio::sync::mpsc;
 use tracing::{error, warn};
 use zerocopy::FromBytes;
@@ -35,21 +35,20 @@ pub enum Swept {
     End,
 }
 
-/// Starts sweeping `map`, first at once and without pauses: after a restart the core knows nothing yet.
+/// Starts sweeping both tables, first at once and without pauses: after a restart the core knows nothing yet.
 ///
 /// The thread ends when the receiver of `chunks` is gone.
-pub fn start<K>(map: &MapData, chunks: mpsc::Sender<Swept>) -> io::Result<()>
-where
-    K: FromBytes + Copy + Into<Key> + Send + 'static,
-{
-    let mut batches = Batches::<K, FlowEntry>::of(map, CHUNK)?;
+pub fn start(flows: &MapData, flows_v6: &MapData, chunks: mpsc::Sender<Swept>) -> io::Result<()> {
+    let mut v4 = Batches::<FlowKeyV4, FlowEntry>::of(flows, CHUNK)?;
+    let mut v6 = Batches::<FlowKeyV6, FlowEntry>::of(flows_v6, CHUNK)?;
     thread::Builder::new().name("sweep".into()).spawn(move || {
         let mut pace = Duration::ZERO;
         loop {
             let began = Instant::now();
-            match sweep(&mut batches, &chunks, pace) {
-                Ok(true) => {}
-                Ok(false) => return,
+            let swept = sweep(&mut v4, &chunks, pace).and_then(|goes_on| Ok(goes_on && sweep(&mut v6, &chunks, pace)?));
+            match swept {
+                Ok(true) if chunks.blocking_send(Swept::End).is_ok() => {}
+                Ok(_) => return,
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
                     error!("a hash bucket of the flow table holds more than {CHUNK} flows; the sweep cannot pass it");
                 }
@@ -78,5 +77,5 @@ where
         }
         thread::sleep(pace);
     }
-    Ok(chunks.blocking_send(Swept::End).is_ok())
+    Ok(true)
 }

@@ -5,7 +5,10 @@ use std::{
     sync::Arc,
 };
 
-use aya::maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, MapError};
+use aya::maps::{
+    Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, MapError,
+    lpm_trie::{Key, LpmTrie},
+};
 use lb_common::{
     address::Address,
     liveness::{Heard, Liveness},
@@ -20,9 +23,9 @@ use zerocopy::FromZeros as _;
 use super::{
     bpf::Batches,
     datapath::{Datapath, DatapathError, inner_map},
-    neighbours::Resolved,
+    neighbours::{GATEWAYS, Resolved},
 };
-use crate::core::{Adopted, BackendSlot, MapOp, Tables, plan};
+use crate::core::{Adopted, BackendSlot, MapOp, Tables, plan, view::Prefix};
 
 /// Elements that are read at a time when an agent starts on pinned maps.
 const BATCH: usize = 4096;
@@ -34,6 +37,8 @@ const NOWHERE: Address = [0; 16];
 pub struct Installed {
     members: Array<MapData, Target>,
     peers: HashMap<MapData, Address, u32>,
+    peer_prefixes: LpmTrie<MapData, Address, u32>,
+    gateways: Array<MapData, NextHop>,
     backends: Array<MapData, Target>,
     rings: ArrayOfMaps<MapData, MapData>,
     services: HashMap<MapData, ServiceKey, Service>,
@@ -56,6 +61,8 @@ impl Installed {
         let mut installed = Self {
             members: datapath.map(maps::MEMBERS)?,
             peers: datapath.map(maps::PEERS)?,
+            peer_prefixes: datapath.map(maps::PEER_PREFIXES)?,
+            gateways: datapath.map(maps::GATEWAYS)?,
             backends: datapath.map(maps::BACKENDS)?,
             rings: datapath.map(maps::RINGS)?,
             services: datapath.map(maps::SERVICES)?,
@@ -144,6 +151,9 @@ impl Installed {
 
     /// Writes a next hop to all targets with its address, and keeps it for later ones.
     pub fn resolve(&mut self, found: &Resolved) -> Result<(), DatapathError> {
+        if let Some(family) = GATEWAYS.iter().position(|gateway| *gateway == found.address) {
+            return self.gateways.set(family as u32, found.next_hop, 0).map_err(failed(maps::GATEWAYS));
+        }
         self.next_hops.insert(found.address, found.next_hop);
         let ids: Vec<u8> =
             self.tables.members.iter().filter(|(_, at)| **at == found.address).map(|(id, _)| *id).collect();
@@ -178,6 +188,12 @@ impl Installed {
             MapOp::ClearMember { id, address } => {
                 self.members.set(u32::from(id), Target::NONE, 0).map_err(failed(maps::MEMBERS))?;
                 self.remove_peer(&address, id)
+            }
+            MapOp::SetPeerPrefix { prefix, id } => {
+                self.peer_prefixes.insert(&trie_key(&prefix), u32::from(id), 0).map_err(failed(maps::PEER_PREFIXES))
+            }
+            MapOp::RemovePeerPrefix { prefix } => {
+                absent_is_fine(self.peer_prefixes.remove(&trie_key(&prefix))).map_err(failed(maps::PEER_PREFIXES))
             }
             MapOp::SetBackend { slot, backend } => self.set_backend(slot, backend).map_err(failed(maps::BACKENDS)),
             MapOp::ClearBackend { slot } => {
@@ -234,6 +250,11 @@ impl Installed {
     /// `node` counts as not installed: it is always written with this start's incarnation.
     fn take_stock(&mut self) -> Result<Adopted, DatapathError> {
         self.read_members()?;
+        for element in self.peer_prefixes.iter() {
+            let (key, id) = element.map_err(failed(maps::PEER_PREFIXES))?;
+            let prefix = Prefix { address: key.data(), length: key.prefix_len() as u8 };
+            self.tables.peer_prefixes.insert(prefix, id as u8);
+        }
         let backends = self.read_backends()?;
         let mut services = Vec::new();
         for element in self.services.iter() {
@@ -292,6 +313,10 @@ impl Installed {
         }
         *self.next_hops.entry(target.address).or_insert(target.next_hop) == target.next_hop
     }
+}
+
+fn trie_key(prefix: &Prefix) -> Key<Address> {
+    Key::new(u32::from(prefix.length), prefix.address)
 }
 
 fn failed(name: &'static str) -> impl Fn(MapError) -> DatapathError {

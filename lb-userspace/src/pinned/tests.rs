@@ -74,13 +74,24 @@ impl Datapath {
         let target = |address, state| Target { address: mapped(address), next_hop, ring: 3, state, padding: [0; 3] };
         let mut node = Node::new_zeroed();
         (node.schema, node.id, node.members, node.configured) = (SCHEMA, 1, 2, 0b11);
-        (node.address, node.hash_key, node.incarnation) = (mapped([10, 0, 1, 11]), [1, 2], 5);
+        (node.addresses[0], node.hash_key, node.incarnation) = (mapped([10, 0, 1, 11]), [1, 2], 5);
         for (slot, id) in node.seeds.iter_mut().zip(1..=2) {
             *slot = Seed { seed: seed(id), id: u64::from(id) };
         }
         self.set(maps::NODE, 0, node);
         let lease_until_ns = now_ns + 100_000_000;
-        self.set(maps::LIVENESS, 0, Liveness { forwarding: 0b11, eligible: 0b11, lease_until_ns });
+        self.set(
+            maps::LIVENESS,
+            0,
+            Liveness {
+                forwarding: 0b11,
+                eligible: 0b11,
+                lease_until_ns,
+                budgets: [1000; 5],
+                doubt_until_ns: 0,
+                padding: [0; 4],
+            },
+        );
         let (echo_ns, echo_sent_ns) = (now_ns - 2_000_000, now_ns - 2_100_000);
         self.set(maps::HEARD, 2, Heard { probe_ns: now_ns - 7_000_000, echo_ns, echo_sent_ns, ..Heard::new_zeroed() });
         self.set(maps::MEMBERS, 2, target([10, 0, 1, 12], TARGET_SERVING));
@@ -89,8 +100,8 @@ impl Datapath {
 
         let mut services: HashMap<MapData, ServiceKey, Service> = self.map(maps::SERVICES);
         let key = flow(1).0.service();
-        services.insert(key, Service { ring: 3, padding: [0; 4] }, 0).unwrap();
-        services.insert(ServiceKey::vip(key.address), Service { ring: 0, padding: [0; 4] }, 0).unwrap();
+        services.insert(key, Service { ring: 3, flags: 0, padding: [0; 3] }, 0).unwrap();
+        services.insert(ServiceKey::vip(key.address), Service { ring: 0, flags: 0, padding: [0; 3] }, 0).unwrap();
         let mut peers: HashMap<MapData, Address, u32> = self.map(maps::PEERS);
         peers.insert(mapped([10, 0, 1, 12]), 2, 0).unwrap();
         let mut inner = Array::<MapData, Ring>::create(1, 0).unwrap();

@@ -107,7 +107,7 @@ fn a_flow_of_a_service_that_went_while_the_agent_was_dead_keeps_its_slot() {
     assert_eq!(backends(&net, 1), BTreeMap::from([(1, (server(1), TARGET_REMOVED))]));
     assert_eq!(net.records(1), 1);
     configure(&mut net, 1, |view| {
-        view.services = vec![Service { name: "web".into(), vips: vec![vip()], backends: vec![backend(2), backend(1)] }];
+        view.services = vec![web(vec![backend(2), backend(1)])];
     });
     net.sweep(1);
     assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_SERVING));
@@ -133,6 +133,8 @@ fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
     let kind = |op: &MapOp| match op {
         MapOp::SetMember { .. } => "member",
         MapOp::ClearMember { .. } => "-member",
+        MapOp::SetPeerPrefix { .. } => "prefix",
+        MapOp::RemovePeerPrefix { .. } => "-prefix",
         MapOp::SetBackend { backend, .. } if backend.state == TARGET_SERVING => "backend",
         MapOp::SetBackend { .. } => "-serving",
         MapOp::ClearBackend { .. } => "-backend",

@@ -205,7 +205,6 @@ fn impossible_records_are_refused() {
         change(&mut key);
         Key::V4(key)
     };
-    refused("port", &|item| item.key = with_key(&|key| key.destination_port = [0; 2]));
     refused("protocol", &|item| item.key = with_key(&|key| key.protocol = 1));
     refused("count", &|item| item.record.generation = 0xff01);
     refused("count", &|item| item.record.lifecycle.revision = u16::MAX);

@@ -24,7 +24,7 @@ fn snapshot(key: FlowKeyV4) -> Snapshot {
     let target = |address, state| Target { address: mapped(address), next_hop, ring: 7, state, padding: [0; 3] };
     let mut node = Node::new_zeroed();
     (node.schema, node.id, node.members, node.configured) = (SCHEMA, ME, 3, 0b111);
-    node.address = mapped([10, 0, 1, 11]);
+    node.addresses[0] = mapped([10, 0, 1, 11]);
     node.hash_key = [1, 2];
     node.silence_ns = 100_000_000;
     for (slot, id) in node.seeds.iter_mut().zip(1..=3) {
@@ -37,7 +37,14 @@ fn snapshot(key: FlowKeyV4) -> Snapshot {
     Snapshot {
         now_ns: NOW,
         node,
-        liveness: Liveness { forwarding: 0b111, eligible: 0b111, lease_until_ns: NOW + 80_000_000 },
+        liveness: Liveness {
+            forwarding: 0b111,
+            eligible: 0b111,
+            lease_until_ns: NOW + 80_000_000,
+            budgets: [1000; 5],
+            doubt_until_ns: 0,
+            padding: [0; 4],
+        },
         heard: vec![Heard { probe_ns: NOW - 5_000_000, ..Heard::new_zeroed() }; 65],
         members: (0..65).map(|id| target([10, 0, 1, 10 + id], TARGET_SERVING)).collect(),
         backends: vec![
@@ -48,7 +55,7 @@ fn snapshot(key: FlowKeyV4) -> Snapshot {
         ],
         key,
         is_vip: true,
-        service: Some(Service { ring: 7, padding: [0; 4] }),
+        service: Some(Service { ring: 7, flags: 0, padding: [0; 3] }),
         ring: Some(ring),
         entry: None,
         pending: None,

@@ -6,12 +6,15 @@ use lb_common::address::mapped;
 use rustix::thread::{UnshareFlags, unshare_unsafe};
 
 use super::*;
-use crate::io::{attach::Mode, datapath::Spec, pins};
+use crate::{
+    config::MultiBuffer,
+    io::{attach::Mode, datapath::Spec, pins},
+};
 
 const A: Address = mapped([10, 0, 0, 1]);
 const B: Address = mapped([10, 0, 0, 2]);
 const NEXT_HOP: NextHop =
-    NextHop { destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2], ifindex: 7, mtu: 1500, padding: [0; 2] };
+    NextHop { destination: [2, 0, 0, 0, 0, 1], source: [2, 0, 0, 0, 0, 2], ifindex: 7, mtu: 1500, ..NextHop::NONE };
 
 /// A datapath that is loaded and not attached; `None` without the rights for it.
 fn load(pins: &Path) -> Option<Datapath> {
@@ -20,8 +23,12 @@ fn load(pins: &Path) -> Option<Datapath> {
         eprintln!("skipped: cannot make a network namespace ({error}); run as root");
         return None;
     }
-    let spec = Spec { pins, interfaces: &["lo".to_owned()], mode: Mode::Generic, flows_max: 64 };
-    Some(Datapath::load(&spec).unwrap())
+    Some(Datapath::load(&spec(pins, &["lo".to_owned()])).unwrap())
+}
+
+fn spec<'s>(pins: &'s Path, interfaces: &'s [String]) -> Spec<'s> {
+    let multi_buffer = MultiBuffer::Auto;
+    Spec { pins, interfaces, mode: Mode::Generic, multi_buffer, flows_max: 64, flows_v6_max: 32 }
 }
 
 fn directory(name: &str) -> PathBuf {
@@ -34,9 +41,10 @@ fn tables(members: &[(u8, Address)]) -> Tables {
     Tables {
         node: Node { schema: lb_common::abi::SCHEMA, ..Node::new_zeroed() },
         members: members.iter().copied().collect(),
+        peer_prefixes: BTreeMap::new(),
         backends: BTreeMap::from([(1, backend)]),
         rings: BTreeMap::from([(0, Arc::new(Ring { slots: [1; 16384] }))]),
-        services: BTreeMap::from([(key, Service { ring: 0, padding: [0; 4] })]),
+        services: BTreeMap::from([(key, Service { ring: 0, flags: 0, padding: [0; 3] })]),
         vip_filter: VipFilter::EMPTY,
     }
 }
@@ -88,8 +96,7 @@ fn a_restarted_agent_finds_slots_and_next_hops_and_replaces_every_ring() {
     datapath.attach().unwrap();
     drop((installed, datapath));
 
-    let spec = Spec { pins: &path, interfaces: &["lo".to_owned()], mode: Mode::Generic, flows_max: 64 };
-    let mut datapath = Datapath::load(&spec).unwrap();
+    let mut datapath = Datapath::load(&spec(&path, &["lo".to_owned()])).unwrap();
     let (installed, adopted) = Installed::open(&mut datapath).unwrap();
     assert_eq!(adopted.backends.len(), 1);
     assert_eq!((adopted.backends[0].0, adopted.backends[0].1.next_hop), (1, NEXT_HOP));
