@@ -99,6 +99,9 @@ impl World {
             name: name.into(),
             vips: [false, true].map(|is_v6| service_key(is_v6, vip, protocol)).to_vec(),
             backends: backends.clone(),
+            affinity: false,
+            echo: true,
+            idle_timeout: None,
         };
         Some(View {
             me: member,
@@ -110,6 +113,10 @@ impl World {
             port: 7400,
             probing: self.plan.probing,
             first_packet: self.plan.first_packet,
+            direct: false,
+            drop_other: false,
+            drop_oversized: false,
+            delivery_sources: [None; 2],
             timeouts: self.plan.timeouts,
             budgets: self.plan.budgets,
             services: vec![service("web", WEB, self.plan.protocol), service("dns", DNS, UDP)],

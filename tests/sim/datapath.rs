@@ -207,6 +207,8 @@ impl Datapath {
             | MapOp::ClearRing { .. }
             | MapOp::SetService { .. }
             | MapOp::RemoveService { .. }
+            | MapOp::SetPeerPrefix { .. }
+            | MapOp::RemovePeerPrefix { .. }
             | MapOp::SetNode(_)
             | MapOp::SetVipFilter(_) => {}
         }

@@ -244,5 +244,11 @@ pub(crate) fn address_of(member: u8) -> Address {
 
 /// A member as the configuration names it.
 pub(crate) fn named(id: u8) -> core::view::Member {
-    core::view::Member { id, name: format!("lb{id}"), address: address_of(id) }
+    core::view::Member {
+        id,
+        name: format!("lb{id}"),
+        address: address_of(id),
+        second_address: None,
+        hand_off_source: None,
+    }
 }

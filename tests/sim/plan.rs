@@ -133,5 +133,6 @@ impl Plan {
 /// Longer than a client's silence and a cut taken together; short ones end within a run.
 fn timeouts(are_short: bool) -> Timeouts {
     let [closing, reset, udp] = if are_short { [9, 8, 10] } else { [60; 3] }.map(Duration::from_secs);
-    Timeouts { young: Duration::from_secs(3), established: Duration::from_secs(60), closing, reset, udp }
+    let (young, established) = (Duration::from_secs(3), Duration::from_secs(60));
+    Timeouts { young, established, closing, reset, udp, ..Timeouts::default() }
 }
