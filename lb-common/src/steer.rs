@@ -219,6 +219,9 @@ pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet
 pub fn steer_rest<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &mut Packet<K>) -> Verdict<'t> {
     let mut stays = packet.via_peer;
     if matches!(packet.part, Part::FirstFragment | Part::LaterFragment) {
+        if tables.service(&ServiceKey::vip(packet.key.service().address)).is_none() {
+            return Verdict::end(no_service(tables, packet), NO_SERVICE);
+        }
         match fragment::meet(tables, packet) {
             Meeting::Here(key) => packet.key = key,
             Meeting::Elsewhere(verdict) => return verdict,

@@ -1,12 +1,12 @@
 //! What the tests expect of a packet, as one line each.
 
 use lb_common::{
-    flow::{FlowEntry, FlowKey as _, FlowKeyV4, Pending, WITNESSED, tick, ticks_of_ms},
+    flow::{FlowEntry, FlowKey, FlowKeyV4, FlowKeyV6, Pending, WITNESSED, tick, ticks_of_ms},
     reason::Reason,
 };
 
 use crate::{
-    rig::{Rig, Seen, State},
+    rig::{Key, Rig, Seen, State},
     wire::Datagram,
     world::{SELF, stateless},
 };
@@ -50,36 +50,37 @@ impl Rig {
     #[track_caller]
     pub(crate) fn remembers_nothing(&self) {
         assert_eq!(self.state(), State::default());
-        assert_eq!(self.take_events(), []);
+        assert_eq!(self.events::<FlowKeyV4>(), []);
+        assert_eq!(self.events::<FlowKeyV6>(), []);
     }
 
     /// The table holds this entry of the flow, and the agent was told so exactly once since the last look.
     #[track_caller]
-    pub(crate) fn has_told(&self, key: &FlowKeyV4, expected: FlowEntry) {
+    pub(crate) fn has_told<K: Key>(&self, key: &K, expected: FlowEntry) {
         self.holds(key, expected);
-        let told: Vec<_> = self.take_events().into_iter().map(|event| (event.key, timeless(event.entry))).collect();
+        let told: Vec<_> = self.events::<K>().into_iter().map(|(key, entry)| (key, timeless(entry))).collect();
         assert_eq!(told, [(*key, expected)]);
     }
 
     /// The table holds this entry of the flow, times apart.
     #[track_caller]
-    pub(crate) fn holds(&self, key: &FlowKeyV4, expected: FlowEntry) {
+    pub(crate) fn holds<K: Key>(&self, key: &K, expected: FlowEntry) {
         assert_eq!(self.flow(key).map(timeless), Some(expected));
     }
 
     /// This is remembered of the tuple, times apart, and no event was sent.
     #[track_caller]
-    pub(crate) fn expects(&self, key: &FlowKeyV4, kind: u8, backend: u16, packets: u8, seq: u32) {
+    pub(crate) fn expects<K: Key>(&self, key: &K, kind: u8, backend: u16, packets: u8, seq: u32) {
         let pending = self.pending(key).expect("something is remembered");
         assert!(is_recent(pending.last_seen));
         let seen = (pending.kind, pending.backend, pending.packets, pending.expected_seq);
         assert_eq!(seen, (kind, backend, packets, seq));
         assert_eq!(self.flow(key), None);
-        assert_eq!(self.take_events(), []);
+        assert_eq!(self.events::<K>(), []);
     }
 
     /// Lets what is remembered of a tuple become `ms` milliseconds older.
-    pub(crate) fn age_pending(&self, key: &FlowKeyV4, ms: u64) {
+    pub(crate) fn age_pending<K: Key>(&self, key: &K, ms: u64) {
         let pending = self.pending(key).expect("something is remembered");
         let age = |stamp: u32| stamp.wrapping_sub(ticks_of_ms(ms));
         let aged = Pending { first_seen: age(pending.first_seen), last_seen: age(pending.last_seen), ..pending };
@@ -88,12 +89,15 @@ impl Rig {
 
     /// The backend that the stateless answer gives to a packet.
     pub(crate) fn stateless(&self, datagram: &Datagram) -> u16 {
-        stateless(&self.world, &datagram.key())
+        match datagram.is_v6() {
+            true => stateless(&self.world, &datagram.key_v6()),
+            false => stateless(&self.world, &datagram.key()),
+        }
     }
 }
 
 /// An entry as the member under test makes it, with the owners 1 and 2 and without times.
-pub(crate) fn entry(key: &FlowKeyV4, backend: u16, state: u8) -> FlowEntry {
+pub(crate) fn entry<K: FlowKey>(key: &K, backend: u16, state: u8) -> FlowEntry {
     FlowEntry {
         last_seen: 0,
         created: 0,
@@ -108,7 +112,8 @@ pub(crate) fn entry(key: &FlowKeyV4, backend: u16, state: u8) -> FlowEntry {
         creator: SELF | WITNESSED,
         primary: 1,
         backup: 2,
-        padding: [0; 3],
+        event: 0,
+        padding: [0; 2],
     }
 }
 

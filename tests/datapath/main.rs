@@ -3,7 +3,7 @@
 //! Every outcome is checked with its exact bytes, exactly one counter, and the state left behind. Expected bytes are
 //! built with etherparse, which shares no code with the datapath. Needs root.
 
-mod model;
+mod counts;
 mod wire;
 mod world;
 
@@ -20,6 +20,3 @@ mod passing;
 mod probes;
 mod rewriting;
 mod tunnel;
-
-mod dice;
-mod differential;

@@ -5,15 +5,13 @@ use lb_common::{
     packet::{ETHERNET, IPV4},
     reason::Reason,
 };
-use proptest::prelude::*;
 
 use crate::{
     checks::entry,
-    model::Model,
     probes::{self, request},
     rig::Rig,
     wire::Datagram,
-    world::{DNS, member_address, port_ranked, world},
+    world::{DNS, World, member_address, port_ranked, world},
 };
 
 /// Offsets in a frame without IP options.
@@ -70,17 +68,6 @@ fn a_tcp_header_that_only_the_padding_completes_is_malformed() {
 }
 
 #[test]
-fn fragments_are_dropped_by_name() {
-    let rig = Rig::of(world(&[1, 2, 3]));
-    let syn = || Datagram::tcp(5000, "S");
-    for (offset, more) in [(0, true), (1, true), (185, true), (1, false), (8191, false)] {
-        rig.ends(&syn().fragment(offset, more).frame(), Reason::DropFragment);
-        rig.ends(&syn().fragment(offset, more).tunnelled(member_address(2), 0), Reason::DropFragment);
-    }
-    rig.remembers_nothing();
-}
-
-#[test]
 fn a_source_that_can_only_be_forged_is_dropped() {
     let rig = Rig::of(world(&[1, 2, 3]));
     let forged = [[0, 0, 0, 0], [0, 1, 2, 3], [127, 0, 0, 1], [224, 0, 0, 1], [239, 255, 255, 255], [255; 4]];
@@ -98,7 +85,7 @@ fn a_source_that_can_only_be_forged_is_dropped() {
 }
 
 /// A cluster in which each of these packets would leave something behind if it were whole.
-fn every_kind(world: &Model) -> Vec<(&'static str, Vec<u8>)> {
+fn every_kind(world: &World) -> Vec<(&'static str, Vec<u8>)> {
     let port = port_ranked(world, &[1, 2]);
     let ack = || Datagram::tcp(port, ".").seq(1001);
     let syn = || Datagram::tcp(port, "S");
@@ -155,16 +142,6 @@ fn a_cut_packet_of_a_known_flow_does_not_touch_its_entry() {
     assert_eq!(rig.take_events(), []);
 }
 
-/// `BPF_PROG_TEST_RUN` takes no frame without a whole Ethernet header.
-#[test]
-fn a_frame_shorter_than_its_ethernet_header_is_not_ip() {
-    let world = world(&[1, 2, 3]);
-    let frame = Datagram::tcp(5000, "S").frame();
-    for length in 0..ETHERNET {
-        assert_eq!(world.run(&frame[..length]).reason, Reason::NotIp);
-    }
-}
-
 #[test]
 fn what_lies_behind_the_packet_stays_behind_it() {
     let rig = Rig::of(world(&[1, 2, 3]));
@@ -206,17 +183,4 @@ fn datagrams_without_payload_and_short_udp_lengths_are_good() {
     let frame = with(longer.frame(), UDP_LENGTH, &[0, 10]);
     let expected = with(longer.delivered(&rig.world.backends[&4]), UDP_LENGTH + IPV4, &[0, 10]);
     rig.becomes(&frame, &expected, Reason::DeliverStateless);
-}
-
-proptest! {
-    /// The verifier proves it of the kernel's program; `explain` and the simulator run the same code without one.
-    #[test]
-    fn any_bytes_are_a_verdict(mut frame in proptest::collection::vec(any::<u8>(), 0..200), front in 0..4_usize) {
-        let good = [vec![], Datagram::tcp(5000, "S").frame(), Datagram::tcp(5000, "S").tunnelled(member_address(2), 0), probes::frame(2, &request(2, 1))];
-        // Random bytes are hardly ever ours: some begin like a packet that is.
-        let kept = good[front].len().min(frame.len()).min(ETHERNET + IPV4 + 12);
-        frame[..kept].copy_from_slice(&good[front][..kept]);
-        let outcome = world(&[1, 2, 3]).run(&frame);
-        prop_assert!(outcome.frame.len() >= frame.len());
-    }
 }

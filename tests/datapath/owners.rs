@@ -10,11 +10,10 @@ use zerocopy::FromZeros as _;
 
 use crate::{
     checks::{entry, now_ns},
-    model::Model,
     probes,
     rig::Rig,
     wire::Datagram,
-    world::{DNS, member_address, port_ranked, ranking, world},
+    world::{DNS, World, member_address, port_ranked, ranking, world},
 };
 
 fn mask(ids: &[u8]) -> u64 {
@@ -22,9 +21,9 @@ fn mask(ids: &[u8]) -> u64 {
 }
 
 /// Sets who was heard a moment ago; the others never were.
-fn hear(world: &mut Model, ids: &[u8]) {
+fn hear(world: &mut World, ids: &[u8]) {
     let heard = Heard { probe_ns: now_ns(), ..Heard::new_zeroed() };
-    *world.heard.borrow_mut() = ids.iter().map(|id| (*id, heard)).collect();
+    world.heard = ids.iter().map(|id| (*id, heard)).collect();
 }
 
 /// What the agent says, and what XDP has heard.
@@ -177,18 +176,18 @@ fn a_peer_that_was_silent_for_too_long_is_dead() {
     let mut rig = Rig::of(world(&[1, 2, 3]));
     let syn = Datagram::tcp(port_ranked(&rig.world, &[2, 3]), "S");
     // The world's bound is five seconds.
-    for (silent_ms, owner) in [(0, 2), (4000, 2), (5001, 3), (9000, 3)] {
+    for (silent_ms, owner) in [(0, 2), (4000, 2), (5100, 3), (9000, 3)] {
         rig.change(|world| {
             world.liveness.lease_until_ns = 1;
             hear(world, &[2, 3]);
-            world.heard.borrow_mut().get_mut(&2).unwrap().probe_ns -= silent_ms * 1_000_000;
+            world.heard.get_mut(&2).unwrap().probe_ns -= silent_ms * 1_000_000;
         });
         rig.hands_off(&syn, owner, Reason::HandOffUnknown);
     }
     // A stamp of another CPU may lie a little ahead of this one's clock.
     rig.change(|world| {
         hear(world, &[2, 3]);
-        world.heard.borrow_mut().get_mut(&2).unwrap().probe_ns += 1_000_000_000;
+        world.heard.get_mut(&2).unwrap().probe_ns += 1_000_000_000;
     });
     rig.hands_off(&syn, 2, Reason::HandOffUnknown);
 }
@@ -213,6 +212,8 @@ fn a_lease_counts_until_its_very_end() {
     });
     rig.delivers(&syn, rig.stateless(&syn), Reason::DeliverStateless);
     rig.change(|world| world.liveness.lease_until_ns = now_ns());
+    // The datapath's clock ticks every few milliseconds.
+    std::thread::sleep(std::time::Duration::from_millis(20));
     rig.hands_off(&syn, 2, Reason::HandOffUnknown);
 }
 

@@ -1,12 +1,11 @@
 //! What is not ours passes, untouched and without a trace.
 
-use lb_common::{address::mapped, packet::ETHERNET, reason::Reason, service::VipFilter};
+use lb_common::{address::{mapped, words}, packet::ETHERNET, reason::Reason, service::VipFilter};
 
 use crate::{
-    model::Model,
     rig::Rig,
-    wire::Datagram,
-    world::{OWN_ADDRESS, PROBE_PORT, VIP, member_address, world},
+    wire::{Datagram, chunk, with_tags},
+    world::{OWN_ADDRESS, PROBE_PORT, VIP, World, member_address, world},
 };
 
 const ICMP: u8 = 1;
@@ -20,13 +19,19 @@ fn of_ethertype(ethertype: u16) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_not_ipv4_passes() {
+fn what_is_not_ip_passes() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    let ethertypes = [("ARP", 0x0806), ("IPv6", 0x86dd), ("VLAN", 0x8100), ("LLDP", 0x88cc), ("a length", 0x0026)];
+    let ethertypes = [("ARP", 0x0806), ("LLDP", 0x88cc), ("a length", 0x0026)];
     for (name, ethertype) in ethertypes {
         println!("{name}");
         rig.ends(&of_ethertype(ethertype), Reason::NotIp);
     }
+    // IPv6 by its ethertype, behind a tag or not, and nothing that could be a VIP.
+    rig.ends(&of_ethertype(0x86dd), Reason::NotOurs);
+    rig.ends(&with_tags(&[(0x8100, 5)], of_ethertype(0x86dd)), Reason::NotOurs);
+    rig.ends(&with_tags(&[(0x88a8, 5), (0x8100, 6)], of_ethertype(0x0806)), Reason::NotIp);
+    // A third tag is nobody's.
+    rig.ends(&with_tags(&[(0x88a8, 5), (0x8100, 6), (0x8100, 7)], of_ethertype(0x0800)), Reason::NotIp);
     // An Ethernet header that promises IPv4, and nothing or too little behind it.
     let frame = Datagram::tcp(5000, "S").frame();
     for length in ETHERNET..ETHERNET + 20 {
@@ -64,7 +69,8 @@ fn what_no_service_of_the_vip_wants_passes() {
     rig.ends(&syn().with_port(0).frame(), Reason::NoService);
     rig.ends(&Datagram::udp(5000, 80).frame(), Reason::NoService);
     rig.ends(&syn().with_port(53).frame(), Reason::NoService);
-    for protocol in [ICMP, GRE, 4, 41, 50, 132] {
+    rig.ends(&Datagram::sctp(5000, chunk::INIT).with_port(81).frame(), Reason::NoService);
+    for protocol in [ICMP, GRE, 4, 41, 50] {
         rig.ends(&Datagram::other(protocol, &syn().packet()).frame(), Reason::NotBalanced);
     }
     rig.remembers_nothing();
@@ -77,7 +83,7 @@ fn an_address_that_only_looks_like_a_vip_to_the_filter_loses_no_packet() {
     filter.insert(&mapped(VIP));
     let twin = (1..=u32::MAX)
         .map(|n| (0x0a00_0000 + n).to_be_bytes())
-        .find(|address| *address != VIP && filter.may_contain(lb_common::address::words(mapped(*address))))
+        .find(|address| *address != VIP && filter.may_contain(words(mapped(*address))))
         .expect("one in 8192");
     let syn = || Datagram::tcp(5000, "S").to(twin);
     let echo = Datagram::other(ICMP, &[0; 8]).to(twin);
@@ -93,7 +99,7 @@ fn an_address_that_only_looks_like_a_vip_to_the_filter_loses_no_packet() {
 #[test]
 fn before_the_agent_has_configured_it_everything_passes() {
     let mut world = world(&[1, 2, 3]);
-    world.node = Model::new(0, [0; 16]).node;
+    world.node = World::new(0).node;
     let rig = Rig::of(world);
     let syn = Datagram::tcp(5000, "S");
     for frame in [syn.frame(), syn.tunnelled(member_address(2), 0), of_ethertype(0x86dd)] {

@@ -27,10 +27,9 @@ fn the_ttl_is_decremented_once_at_delivery_and_its_checksum_is_right() {
 #[test]
 fn the_checksum_is_right_for_every_carry() {
     let rig = Rig::of(world(&[1]));
-    let mut syn = Datagram::tcp(5000, "S");
     // The identification takes the checksum through all its values around the wrap.
     for identification in (0..=u16::MAX).step_by(61).chain(0xe000..0xe100) {
-        syn.ip.identification = identification;
+        let syn = Datagram::tcp(5000, "S").identified(identification);
         let (_, frame) = rig.run(&syn.frame());
         assert_eq!(frame, syn.delivered(&rig.world.backends[&rig.stateless(&syn)]), "{identification:#x}");
     }
@@ -73,7 +72,9 @@ fn a_packet_fits_up_to_the_mtu_of_its_next_hop() {
                 true => datagram.tunnelled(member_address(3), 0),
                 false => datagram.frame(),
             };
-            rig.ends(&framed(&too_big), Reason::DropTooBig);
+            // A packet from a peer is answered by the gateway, which this world has not.
+            let refusal = if via_peer { Reason::DropTooBig } else { Reason::TooBigAnswered };
+            assert_eq!(rig.send(&framed(&too_big)).reason.name(), refusal.name());
             let seen = rig.send(&framed(&fits));
             assert_eq!((seen.verdict, seen.frame.len()), (XDP_TX, mtu + 14));
         }

@@ -9,7 +9,7 @@ use lb_common::{
 use crate::{
     rig::Rig,
     wire::{Datagram, framed, tunnel},
-    world::{DNS, LOOPBACK, OWN_ADDRESS, OWN_MAC, ROUTER_MAC, member_address, port_ranked, world},
+    world::{DNS, LOOPBACK, OWN_ADDRESS, OWN_ADDRESS_V6, OWN_MAC, ROUTER_MAC, VIP, member_address, port_ranked, world},
 };
 
 const PEER: [u8; 4] = member_address(2);
@@ -51,8 +51,13 @@ fn a_tunnel_from_a_stranger_is_dropped() {
 #[test]
 fn a_tunnel_inside_the_tunnel_is_dropped() {
     let rig = Rig::of(world(&[1, 2, 3]));
-    let inner = tunnel(PEER, OWN_ADDRESS, 0, &Datagram::tcp(5000, "S").packet());
-    rig.ends(&framed(OWN_MAC, ROUTER_MAC, &tunnel(PEER, OWN_ADDRESS, 0, &inner)), Reason::DropNestedTunnel);
+    let syn = Datagram::tcp(5000, "S").packet();
+    let nested = |to| framed(OWN_MAC, ROUTER_MAC, &tunnel(PEER, OWN_ADDRESS, 0, &tunnel(PEER, to, 0, &syn)));
+    rig.ends(&nested(VIP), Reason::DropNestedTunnel);
+    // For a member and not for a VIP: not even looked into.
+    rig.ends(&nested(OWN_ADDRESS), Reason::DropTunnelNoService);
+    rig.ends(&Datagram::other(41, &[0x60; 40]).tunnelled(PEER, 0), Reason::DropNestedTunnel);
+    rig.ends(&Datagram::other(41, &[0x60; 40]).v6().tunnelled(PEER, 0), Reason::DropNestedTunnel);
     rig.remembers_nothing();
 }
 
@@ -66,7 +71,9 @@ fn an_inner_packet_for_no_service_is_dropped() {
         ("the member itself", syn().to(OWN_ADDRESS)),
         ("another protocol's port", Datagram::udp(5000, 80)),
         ("ICMP", Datagram::other(1, &[8, 0, 0, 0, 0, 0, 0, 0])),
-        ("IPv6 in the tunnel", Datagram::other(41, &[0x60; 40])),
+        ("another protocol", Datagram::other(47, &[0; 24])),
+        ("IPv6 for another port", syn().v6().with_port(81)),
+        ("IPv6 for another address", syn().v6().to_v6(OWN_ADDRESS_V6)),
     ];
     for (name, datagram) in rows {
         println!("{name}");
