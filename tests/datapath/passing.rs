@@ -1,6 +1,11 @@
 //! What is not ours passes, untouched and without a trace.
 
-use lb_common::{address::{mapped, words}, packet::ETHERNET, reason::Reason, service::VipFilter};
+use lb_common::{
+    address::{mapped, words},
+    packet::ETHERNET,
+    reason::Reason,
+    service::VipFilter,
+};
 
 use crate::{
     rig::Rig,
