@@ -69,6 +69,8 @@ pub struct Core {
     started: u64,
     /// When members were last added or removed.
     membership_since: u64,
+    /// When this member became ready.
+    ready_since: u64,
     node: Node,
     outputs: VecDeque<Output>,
 
@@ -258,6 +260,7 @@ impl Core {
             incarnation,
             started: now,
             membership_since: now,
+            ready_since: now,
             node: Node::new_zeroed(),
             outputs: VecDeque::new(),
             watch: Watch::new(now, &view),

@@ -39,7 +39,7 @@ impl Core {
         let has_all = |link: &&Link| link.is_synchronized && link.said_ready && self.is_peer_ready(link.peer);
         let peers = open().filter(has_all).count();
         if is_complete && (ready_peer.is_none() || peers > 0) {
-            self.ready = true;
+            (self.ready, self.ready_since) = (true, now);
             let records = self.live();
             self.report(Event::Ready { records, peers });
             self.vouch_for_records();

@@ -3,7 +3,7 @@
 //! The map is the truth about what passes here, an event or a sweep shows a piece of it, any number of times and in any
 //! order. What is higher goes into the record and to the peers; what is lower is amended.
 
-use lb_common::flow::{FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, tick, ticks_of_ms};
+use lb_common::flow::{EVENT_ASKED, FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DELETED, tick, ticks_of_ms};
 
 use super::{
     Core, Key, Output, PutMode,
@@ -56,6 +56,18 @@ impl Core {
                 }
             }
         }
+        if entry.event == EVENT_ASKED {
+            self.asked_for(now, &key);
+        }
+    }
+
+    /// A member that lacks the record had this one deliver a packet of the flow: it is told, though there is no news, and
+    /// with it everybody, because the event does not say who it was.
+    fn asked_for(&mut self, now: u64, key: &Key) {
+        let Some(number) = self.table.find(key) else { return };
+        let Some(row) = self.table.row_mut(number).filter(|row| !row.record.is_tombstone()) else { return };
+        row.plausible = true;
+        self.tell_all(now, number);
     }
 
     fn observed_again(&mut self, now: u64, number: u32, entry: &FlowEntry, record: Record, slot: u16) {

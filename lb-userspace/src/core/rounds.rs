@@ -1,12 +1,18 @@
 //! What is done as time passes: looks at the peers, probes, masks, and the chores of a round.
 
+use std::time::Duration;
+
 use lb_common::liveness::{PROBE_EMPTY, PROBE_GOODBYE, PROBE_READY};
 
 use super::{
     Core, Output,
     event::Event,
+    link::nanos,
     liveness::{Change, State},
 };
+
+/// A record is with all members 50 ms after it was made; a peer that has lost a session for want of room takes a snapshot.
+const DOUBT: Duration = Duration::from_secs(3);
 
 impl Core {
     pub(crate) fn tick(&mut self, now: u64) {
@@ -102,11 +108,22 @@ impl Core {
         }
         let mut liveness = self.watch.liveness(now, self.is_eligible());
         liveness.budgets = self.view.budgets;
+        liveness.doubt_until_ns = self.doubt_until(now);
         let masks = Some((liveness.forwarding, liveness.eligible));
         if renew || self.masks != masks {
             self.masks = masks;
             self.outputs.push_back(Output::SetLiveness(liveness));
         }
+    }
+
+    /// Until when others may know flows that this member does not: until some time after it is ready, and after members came
+    /// or went, whose flows have other owners then (law 1).
+    fn doubt_until(&self, now: u64) -> u64 {
+        if self.peers.is_empty() {
+            return 0;
+        }
+        let settled = if self.ready { self.ready_since.max(self.membership_since) } else { now };
+        settled + nanos(DOUBT)
     }
 
     /// How long a peer may take to be heard of for the first time.

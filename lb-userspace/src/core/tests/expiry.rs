@@ -1,8 +1,9 @@
 //! How flows end, and how they do not.
 
-use lb_common::flow::{STATE_CLOSING, STATE_DELETED, STATE_RESET, STATE_YOUNG};
+use lb_common::flow::{SCTP, STATE_CLOSING, STATE_DELETED, STATE_RESET, STATE_YOUNG, UDP};
 
 use super::*;
+use crate::core::expiry::Timers;
 
 fn is_gone(net: &Net, id: u8, client: u16) -> bool {
     net.core(id).record(&key(client)).is_none_or(|record| record.is_tombstone())
@@ -224,4 +225,66 @@ fn a_full_table_takes_no_more_of_peers_and_says_so_once() {
     net.run(S);
     assert_eq!(net.reports(2, |e| matches!(e, Event::TableFull { .. })), 1);
     assert_eq!(net.records(1), 200);
+}
+
+#[test]
+fn traffic_at_a_member_that_owns_nothing_keeps_the_flow_alive_for_its_owners() {
+    let mut net = Net::new(3);
+    net.run(100 * S);
+    let owner = net.begin(1, STATE_RESET);
+    net.run(S);
+    let record = net.core(owner).record(&key(1)).expect("a record");
+    let direct =
+        (1..=3).find(|id| ![record.owners.primary, record.owners.backup].contains(id)).expect("a third member");
+    for _ in 0..200 {
+        net.packet(direct, 1);
+        net.sweep_all();
+        net.run(S);
+    }
+    assert!((1..=3).all(|id| !is_gone(&net, id, 1)));
+    net.run(90 * S);
+    assert!((1..=3).all(|id| is_gone(&net, id, 1)));
+}
+
+#[test]
+fn a_member_that_owns_nothing_refuses_the_end_of_a_flow_that_passes_there() {
+    let mut net = Net::new(3);
+    net.run(100 * S);
+    let owner = net.begin(1, STATE_RESET);
+    net.run(S);
+    let record = net.core(owner).record(&key(1)).expect("a record");
+    let direct =
+        (1..=3).find(|id| ![record.owners.primary, record.owners.backup].contains(id)).expect("a third member");
+    net.run(20 * S);
+    // Seen by its sweep only when the owner has ended the flow.
+    net.packet(direct, 1);
+    net.run(15 * S);
+    net.packet(direct, 1);
+    net.sweep_all();
+    net.run(5 * S);
+    assert!((1..=3).all(|id| !is_gone(&net, id, 1)));
+}
+
+#[test]
+fn protocols_and_services_have_their_own_timers() {
+    let mut view = view(1, 1);
+    let udp = |port: u16| ServiceKey { protocol: UDP, port: port.to_be_bytes(), ..vip() };
+    view.services = [(udp(53), 5), (udp(0), 7)]
+        .into_iter()
+        .map(|(vip, seconds)| {
+            let idle_timeout = Some(Duration::from_secs(seconds));
+            Service { vips: vec![vip], idle_timeout, ..web(vec![backend(1)]) }
+        })
+        .collect();
+    let timers = Timers::new(&view);
+    let of = |protocol, port: u16, state| {
+        let Key::V4(flow) = key(1) else { unreachable!("an IPv4 key") };
+        let flow = FlowKeyV4 { protocol, destination_port: port.to_be_bytes(), ..flow };
+        lb_common::flow::ms_of_ticks(timers.ticks(&flow.into(), state)).div_ceil(1000)
+    };
+    let established =
+        [(TCP, 80), (UDP, 53), (UDP, 9), (SCTP, 80)].map(|(protocol, port)| of(protocol, port, STATE_ESTABLISHED));
+    assert_eq!(established, [7440, 5, 7, 210]);
+    assert_eq!([of(TCP, 80, STATE_CLOSING), of(SCTP, 80, STATE_CLOSING), of(UDP, 53, STATE_CLOSING)], [120, 60, 5]);
+    assert_eq!([of(TCP, 80, STATE_YOUNG), of(SCTP, 80, STATE_YOUNG), of(SCTP, 80, STATE_RESET)], [15, 15, 30]);
 }

@@ -1,7 +1,7 @@
 //! Detection times, on the clock of the test; the states themselves.
 
 use super::*;
-use lb_common::liveness::PROBE_GOODBYE;
+use lb_common::{flow::EVENT_ASKED, liveness::PROBE_GOODBYE};
 
 use crate::core::liveness::{RISE, Sign, State};
 
@@ -244,4 +244,46 @@ fn a_single_member_is_its_own_cluster() {
     assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (1, 1));
     assert_eq!(net.core(1).node.silence_ns, 120 * MS);
     assert_eq!(Duration::from_nanos(net.core(1).node.silence_ns), Duration::from_millis(120));
+}
+
+#[test]
+fn records_may_be_missing_until_some_time_after_a_member_is_ready_and_after_members_came() {
+    let mut net = Net::new(2);
+    assert!(net.hosts[&1].liveness.doubt_until_ns > net.now, "ready for less than 3 s");
+    net.run(10 * S);
+    assert!(net.hosts[&1].liveness.doubt_until_ns < net.now);
+
+    net.kill(1);
+    net.start(1);
+    net.run(S / 2);
+    assert!(net.hosts[&1].liveness.doubt_until_ns > net.now);
+    assert!(net.hosts[&2].liveness.doubt_until_ns < net.now, "a peer's restart takes no records from this one");
+    net.run(10 * S);
+    assert!(net.hosts[&1].liveness.doubt_until_ns < net.now);
+
+    net.input(2, Input::Configure(Box::new(view(2, 3))));
+    net.run(S);
+    assert!(net.hosts[&2].liveness.doubt_until_ns > net.now);
+    let alone = Net::new(1);
+    assert_eq!(alone.hosts[&1].liveness.doubt_until_ns, 0, "there is nobody to ask");
+}
+
+#[test]
+fn a_record_that_was_asked_for_is_told_again() {
+    let mut net = Net::new(2);
+    net.run(100 * S);
+    let owner = net.begin(1, STATE_ESTABLISHED);
+    net.run(S);
+    let other = 3 - owner;
+    // As if it had been lost on the way.
+    net.host(other).flows.remove(&key(1));
+    let told = net.hosts[&other].puts;
+    let mut entry = net.hosts[&owner].flows[&key(1)];
+    net.input(owner, Input::Observed { key: key(1), entry });
+    net.run(S / 10);
+    assert_eq!(net.hosts[&other].puts, told, "no news");
+    (entry.event, entry.last_seen) = (EVENT_ASKED, tick(net.now));
+    net.input(owner, Input::Observed { key: key(1), entry });
+    net.run(S / 10);
+    assert!(net.hosts[&other].flows.contains_key(&key(1)));
 }
