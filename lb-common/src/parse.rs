@@ -6,6 +6,7 @@ mod extension;
 mod icmp;
 mod ip;
 mod link;
+mod plain;
 mod probe;
 mod transport;
 
@@ -18,6 +19,7 @@ use network_types::{
 pub use self::{
     extension::{Walk, walk},
     link::Link,
+    plain::{plain_v4, plain_v6},
     transport::UDP_HEADER,
 };
 use crate::{
@@ -231,11 +233,10 @@ pub fn parse<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, ingress: u32) 
 #[inline(always)]
 pub fn front<F: Frame + ?Sized>(frame: &F, may_be_ours: impl Fn(Words) -> bool) -> Front {
     let Some(link) = Link::of(frame) else { return Front::End(Reason::NotIp) };
-    let is_v6 = match link.ethertype {
-        ETHERTYPE_IPV4 => false,
-        ETHERTYPE_IPV6 => true,
-        _ => return Front::End(Reason::NotIp),
-    };
+    let is_v6 = link.ethertype == u16::from_ne_bytes(ETHERTYPE_IPV6);
+    if !is_v6 && link.ethertype != u16::from_ne_bytes(ETHERTYPE_IPV4) {
+        return Front::End(Reason::NotIp);
+    }
     let place = Place { at: link.length, is_v6, end: frame.length(), via_peer: false, outer: OuterFields { tos: 0 } };
     match destination(frame, place) {
         Some(address) if may_be_ours(address) => Front::Ours(place),

@@ -79,7 +79,7 @@ impl VipFilter {
     #[inline(always)]
     fn place([high, low]: Words) -> (usize, u64) {
         // An odd constant spreads the bits that differ between neighbouring addresses to the top (D. E. Knuth, 6.4).
-        let hash = (high ^ low.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
+        let hash = (high ^ low).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 51;
         ((hash as usize >> 6) & 127, 1 << (hash & 63))
     }
 }

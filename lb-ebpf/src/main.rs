@@ -23,7 +23,7 @@ use lb_common::{
     node::{BUDGET_ANSWERS, NODE_DROP_OVERSIZED},
     outer::{self, Purpose},
     packet::{Packet, Part},
-    parse::{Arrival, Flow, Frame as _, Front, Place, arrival, flow_v4, flow_v6, front, is_own},
+    parse::{self, Arrival, Flow, Frame as _, Front, OFFSET_MAX, Place, arrival, flow_v4, flow_v6, front, is_own},
     reason::{Action, Reason},
     steer::{Flows, Tables as _, Verdict, Way, steer_quickly, steer_rest},
     target::Target,
@@ -32,7 +32,7 @@ use lb_common::{
 use crate::{
     answer::Oversized,
     cursor::Cursor,
-    tables::{Aside, Maps, may_be_ours},
+    tables::{Aside, Maps},
 };
 
 /// Balances packets for the services' VIPs; everything else passes.
@@ -49,7 +49,16 @@ fn balancer_frags(ctx: XdpContext) -> u32 {
 
 #[inline(always)]
 fn run(cursor: &Cursor<'_>) -> u32 {
-    let end = balance(cursor);
+    // At hand before anything is read, so that traffic of others needs no more than this one.
+    let Some(filter) = maps::VIP_FILTER.get(0) else { return xdp_action::XDP_PASS };
+    let place = match front(cursor, |address| filter.may_contain(address)) {
+        Front::Ours(place) => place,
+        Front::End(reason) => {
+            maps::count(reason, cursor.length());
+            return xdp_action::XDP_PASS;
+        }
+    };
+    let end = balance(cursor, place);
     maps::count(end.reason, cursor.length());
     action(cursor, end)
 }
@@ -80,14 +89,13 @@ impl End {
 }
 
 #[inline(always)]
-fn balance(cursor: &Cursor<'_>) -> End {
-    let place = match front(cursor, may_be_ours) {
-        Front::Ours(place) => place,
-        Front::End(reason) => return End::here(reason),
-    };
+fn balance(cursor: &Cursor<'_>, place: Place) -> End {
     let (ctx, length) = (cursor.context(), cursor.length());
     let mut is_v6 = place.is_v6;
-    let mut end = quick(ctx, is_v6, place.pack(), length);
+    let mut end = if is_v6 { plain_v6(ctx, place.at, length) } else { plain_v4(ctx, place.at, length) };
+    if end == OTHER {
+        end = quick(ctx, is_v6, place.pack(), length);
+    }
     if end == OWN {
         end = arrive(ctx, place.pack());
         if end & ARRIVED != 0 {
@@ -112,6 +120,8 @@ const ARRIVED: u64 = 1 << 24;
 const REST: u64 = u64::MAX;
 /// Instead of an end: the packet is for this member itself.
 const OWN: u64 = u64::MAX - 1;
+/// Instead of an end: the packet is not a plain one.
+const OTHER: u64 = u64::MAX - 2;
 
 // Global functions (kernel 5.6, be8704ff07d2): the verifier walks each once, and not once for every path that calls it;
 // and one after the other they need less stack than one within the other.
@@ -133,8 +143,29 @@ extern "C" fn arrive(ctx: *mut xdp_md, place: u64) -> u64 {
 }
 
 macro_rules! family {
-    ($key:ty, $flow:ident, $quick:ident, $rest:ident, $forward:ident) => {
-        /// Packets of known flows; others are put aside.
+    ($key:ty, $plain:ident, $flow:ident, $quick:ident, $rest:ident, $forward:ident) => {
+        /// Plain packets of known flows, nearly all there are; of others they are put aside.
+        #[inline(never)]
+        #[unsafe(no_mangle)]
+        extern "C" fn $plain(ctx: *mut xdp_md, at: usize, length: usize) -> u64 {
+            let ctx = XdpContext::new(ctx);
+            let cursor = Cursor::new(&ctx, length);
+            let at = at & OFFSET_MAX;
+            let Some(mut maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
+            let Some(packet) = parse::$plain(&cursor, at) else { return OTHER };
+            maps.set_clock();
+            if let Some(verdict) = steer_quickly(&maps, &packet) {
+                return carry_out(&cursor, &maps, &packet, &verdict).pack();
+            }
+            // No flow is this member's own, so it is early enough to ask now.
+            let place = Place { at, is_v6: <$key>::IS_V6, end: length, via_peer: false, outer: packet.outer };
+            if is_own(&cursor, &maps, place) {
+                return OWN;
+            }
+            put_aside(packet)
+        }
+
+        /// Packets of known flows that are not plain, or came through a peer; of others they are put aside.
         #[inline(never)]
         #[unsafe(no_mangle)]
         extern "C" fn $quick(ctx: *mut xdp_md, place: u64, length: usize) -> u64 {
@@ -171,8 +202,8 @@ macro_rules! family {
         }
     };
 }
-family!(FlowKeyV4, flow_v4, quick_v4, rest_v4, forward_v4);
-family!(FlowKeyV6, flow_v6, quick_v6, rest_v6, forward_v6);
+family!(FlowKeyV4, plain_v4, flow_v4, quick_v4, rest_v4, forward_v4);
+family!(FlowKeyV6, plain_v6, flow_v6, quick_v6, rest_v6, forward_v6);
 
 #[inline(always)]
 fn go_quickly<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, flow: Flow<K>) -> u64
@@ -183,19 +214,28 @@ where
     let end = match flow {
         Flow::Packet(packet) => match steer_quickly(maps, &packet) {
             Some(verdict) => carry_out(cursor, maps, &packet, &verdict),
-            None => match Packet::<K>::aside() {
-                Some(aside) => {
-                    *aside = packet;
-                    return REST;
-                }
-                None => End::here(Reason::Unconfigured),
-            },
+            None => return put_aside(packet),
         },
         Flow::Ping(_) if !maps.take_budget(BUDGET_ANSWERS) => End::here(Reason::DropAnswerBudget),
         Flow::Ping(ping) => End { reason: answer::ping(cursor, ping), way: cursor.ingress() },
         Flow::End(reason) => End::here(reason),
     };
     end.pack()
+}
+
+#[inline(always)]
+fn put_aside<K>(packet: Packet<K>) -> u64
+where
+    Packet<K>: Aside,
+{
+    match Packet::<K>::aside() {
+        Some(aside) => {
+            *aside = packet;
+            REST
+        }
+        // An array of one always has it.
+        None => End::here(Reason::Unconfigured).pack(),
+    }
 }
 
 #[inline(always)]

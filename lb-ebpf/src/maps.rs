@@ -139,7 +139,7 @@ pub(crate) static DECAP_VIPS: HashMap<Address, u32, { decap::DECAP_ENTRIES as us
 #[btf_map(name = "decap_counters")]
 pub(crate) static DECAP_COUNTERS: PerCpuArray<Counter, { decap::Outcome::ALL.len() }> = PerCpuArray::new();
 
-/// Counts a packet of `frame_bytes` bytes.
+/// Counts a packet of `frame_bytes` bytes, a link-layer header among them.
 #[inline(always)]
 pub(crate) fn count(reason: Reason, frame_bytes: usize) {
     add(COUNTERS.get_ptr_mut(reason as u32), frame_bytes);
@@ -173,5 +173,5 @@ pub(crate) fn add(counter: Option<*mut Counter>, frame_bytes: usize) {
 #[inline(always)]
 fn bump(counter: &mut Counter, frame_bytes: usize) {
     counter.packets += 1;
-    counter.bytes += frame_bytes.saturating_sub(ETHERNET) as u64;
+    counter.bytes += frame_bytes.wrapping_sub(ETHERNET) as u64;
 }

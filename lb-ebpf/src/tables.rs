@@ -35,12 +35,6 @@ static DEAD: Liveness = Liveness {
     padding: [0; 4],
 };
 
-/// `Tables::may_be_ours`, which needs none of the others.
-#[inline(always)]
-pub(crate) fn may_be_ours(address: Words) -> bool {
-    maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
-}
-
 /// The maps, with what nearly every packet needs at hand.
 #[derive(Clone, Copy)]
 pub(crate) struct Maps {
@@ -96,7 +90,7 @@ impl Tables for Maps {
 
     #[inline(always)]
     fn may_be_ours(&self, address: Words) -> bool {
-        may_be_ours(address)
+        maps::VIP_FILTER.get(0).is_some_and(|filter| filter.may_contain(address))
     }
 
     #[inline(always)]

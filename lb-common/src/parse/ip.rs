@@ -21,7 +21,8 @@ use crate::{
 pub(super) const SOURCE_V4: usize = offset_of!(Ipv4Hdr, src_addr);
 /// Where the destination lies in an IPv4 header.
 pub(super) const DESTINATION_V4: usize = offset_of!(Ipv4Hdr, dst_addr);
-const SOURCE_V6: usize = offset_of!(Ipv6Hdr, src_addr);
+/// Where the source lies in an IPv6 header.
+pub(super) const SOURCE_V6: usize = offset_of!(Ipv6Hdr, src_addr);
 /// Where the destination lies in an IPv6 header.
 pub(super) const DESTINATION_V6: usize = offset_of!(Ipv6Hdr, dst_addr);
 
