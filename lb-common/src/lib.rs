@@ -16,6 +16,7 @@
 
 pub mod abi;
 pub mod address;
+pub mod bench;
 pub mod bytes;
 pub mod checksum;
 pub mod decap;
