@@ -106,14 +106,21 @@ fn floor_v4(ctx: XdpContext) -> u32 {
     let Some(front) = bytes::<34>(&ctx, 0) else { return xdp_action::XDP_DROP };
     let [l0, l1] = length.to_be_bytes();
     let Some(tunnel) = TUNNEL.get(0) else { return xdp_action::XDP_ABORTED };
-    let [s0, s1, s2, s3] = tunnel.source_v4;
-    let [d0, d1, d2, d3] = tunnel.destination_v4;
-    let mut outer = [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, 4, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
-    [outer[10], outer[11]] = of_ipv4_header(&outer);
+    let mut outer = [
+        u32::from_ne_bytes([0x45, 0, l0, l1]),
+        u32::from_ne_bytes([0, 0, 0x40, 0]),
+        u32::from_ne_bytes([64, 4, 0, 0]),
+        u32::from_ne_bytes(tunnel.source_v4),
+        u32::from_ne_bytes(tunnel.destination_v4),
+    ];
+    let [c0, c1] = of_ipv4_header(&outer).to_ne_bytes();
+    outer[2] = u32::from_ne_bytes([64, 4, c0, c1]);
     let (ethernet, ip) = front.split_at_mut(14);
     ethernet[..12].copy_from_slice(&tunnel.macs);
     ethernet[12..].copy_from_slice(&[8, 0]);
-    ip.copy_from_slice(&outer);
+    for (field, word) in ip.chunks_exact_mut(4).zip(outer) {
+        field.copy_from_slice(&word.to_ne_bytes());
+    }
     xdp_action::XDP_TX
 }
 

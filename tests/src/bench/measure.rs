@@ -275,7 +275,7 @@ pub(super) fn packet(row: &Row, vip: &Destination) -> Packet {
         Path::Syn(_) | Path::Against(Case::Syn) => (vip, Segment { flags: SYN, seq: SEQ }),
         _ => (vip, Segment { flags: ACK, seq: SEQ + 1 }),
     };
-    Packet::new(row.family, to, tcp, tandem::tunnel(row.path), row.bytes)
+    Packet::new(row.family, to, tcp, tandem::tunnel(row), row.bytes)
 }
 
 /// The next packets of a job.

@@ -12,7 +12,7 @@ use lb_common::{
     checksum::of_ipv4_header,
 };
 use serde::Serialize;
-use zerocopy::{FromZeros as _, IntoBytes as _};
+use zerocopy::{FromZeros as _, IntoBytes as _, transmute};
 
 /// TCP flags, as in the header's fourteenth byte.
 pub(crate) const SYN: u8 = 2;
@@ -174,8 +174,8 @@ fn header(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> V
             let mut header = [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, protocol, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
             header[12..16].copy_from_slice(&source.octets());
             header[16..20].copy_from_slice(&destination.octets());
-            let checksum = of_ipv4_header(&header);
-            header[10..12].copy_from_slice(&checksum);
+            let checksum = of_ipv4_header(&transmute!(header));
+            header[10..12].copy_from_slice(&checksum.to_ne_bytes());
             header.to_vec()
         }
         (IpAddr::V6(source), IpAddr::V6(destination)) => {

@@ -1,6 +1,9 @@
 //! Tandem's programs under test, on maps of their own: the only file here that knows what is in those maps.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{
@@ -12,12 +15,12 @@ use aya_obj::generated::bpf_map_type;
 use lb_common::{
     abi,
     address::{Address, mapped},
-    bench::{Course, client, source_port, source_v4},
+    bench::{Course, client, source_port, source_v4, source_v6},
     decap,
-    flow::{FlowEntry, FlowKey as _, FlowKeyV4, PLAUSIBLE_PACKETS, STATE_ESTABLISHED, TCP, WITNESSED, tick},
+    flow::{FlowEntry, FlowKey, FlowKeyV4, FlowKeyV6, PLAUSIBLE_PACKETS, STATE_ESTABLISHED, TCP, WITNESSED, tick},
     liveness::Liveness,
     maps,
-    node::{BUDGET_CLASSES, Node},
+    node::{BUDGET_CLASSES, NODE_DIRECT, Node, Source, V4, V6},
     rank::{bit, seed},
     reason::{Counter, Reason},
     ring::Ring,
@@ -30,13 +33,13 @@ use zerocopy::FromZeros as _;
 use super::{
     harness::FILLING,
     matrix::{Path, Row},
-    packets::{Destination, Family, Tunnel},
+    packets::{CLIENT_V6, Destination, Family, Tunnel},
 };
 
 /// Flows that a table holds: as many as it does by default.
 pub(crate) const CAPACITY: u32 = maps::FLOWS_MAX;
 
-/// Backends of the service.
+/// Backends of a service.
 const BACKENDS: u16 = 100;
 /// The primary of all flows.
 const OWNER: u8 = 1;
@@ -52,23 +55,27 @@ pub(crate) const LOOPBACK: u32 = 1;
 pub(crate) struct Setting {
     /// Members of the cluster.
     members: u8,
+    /// Family of the members' addresses: that of the clients, so that outer and inner headers are of one family.
+    family: Family,
     /// This member.
     id: u8,
+    /// Whether it delivers whatever flow it knows.
+    direct: bool,
     /// Whether packets can be handed to others; if not, new flows are this member's, whoever ranks first.
     peers_reachable: bool,
 }
 
 /// What `row` needs, or in a word why the programs cannot take its packets (yet).
 pub(crate) fn setting(row: &Row) -> Result<Option<Setting>, &'static str> {
-    if row.family == Family::V6 && !matches!(row.path, Path::Nothing | Path::Floor | Path::Against(_)) {
-        return Err("the datapath does not balance IPv6");
+    if row.family == Family::V6 && row.path == Path::Decap {
+        return Err("decap takes IPv4 tunnels only");
     }
-    let usual = Setting { members: 16, id: OWNER, peers_reachable: true };
+    let usual = Setting { members: 16, family: row.family, id: OWNER, direct: false, peers_reachable: true };
     Ok(Some(match row.path {
         Path::Nothing | Path::Floor | Path::Decap | Path::Against(_) => return Ok(None),
         Path::Established | Path::FromPeer | Path::Pass => usual,
         Path::HandOff => Setting { id: RECEIVER, ..usual },
-        Path::Direct => return Err("the datapath has no direct mode"),
+        Path::Direct => Setting { id: RECEIVER, direct: true, ..usual },
         Path::Syn(members) | Path::New(members) => Setting { members, peers_reachable: false, ..usual },
     }))
 }
@@ -86,20 +93,21 @@ pub(crate) fn counter(path: Path) -> Option<&'static str> {
     })
 }
 
-/// The outer header of the packets of a path, if they have one.
-pub(crate) fn tunnel(path: Path) -> Option<Tunnel> {
-    let (source, destination) = match path {
-        Path::FromPeer => (member_address(PEER), member_address(OWNER)),
-        Path::Decap => (member_address(OWNER), backend_address(1)),
+/// The outer header of the packets of a row, if they have one.
+pub(crate) fn tunnel(row: &Row) -> Option<Tunnel> {
+    let (source, destination) = match row.path {
+        Path::FromPeer => (member_address(row.family, PEER), member_address(row.family, OWNER)),
+        Path::Decap => (member_address(row.family, OWNER), backend_address(row.family, 1)),
         _ => return None,
     };
-    Some(Tunnel { source: source.into(), destination: destination.into() })
+    Some(Tunnel { source, destination })
 }
 
 /// The programs, on maps of their own.
 pub(crate) struct Tandem {
     ebpf: Ebpf,
-    flows: HashMap<MapData, FlowKeyV4, FlowEntry>,
+    flows_v4: HashMap<MapData, FlowKeyV4, FlowEntry>,
+    flows_v6: HashMap<MapData, FlowKeyV6, FlowEntry>,
     node: Array<MapData, Node>,
     liveness: Array<MapData, Liveness>,
     members: Array<MapData, Target>,
@@ -112,7 +120,7 @@ pub(crate) struct Tandem {
 }
 
 impl Tandem {
-    /// Loads the programs and configures one service with its backends; the flow table is empty.
+    /// Loads the programs and configures one service per family with its backends; the flow tables are empty.
     ///
     /// Interface `ifindex` leads to all peers and backends.
     pub(crate) fn load(to: Destination, ifindex: u32) -> Result<Self> {
@@ -123,11 +131,12 @@ impl Tandem {
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the kernel refuses {name}"))?;
         }
-        configure_service(&mut ebpf, &to, ifindex)?;
+        configure_services(&mut ebpf, &to, ifindex)?;
         configure_decap(&mut ebpf, &to)?;
         let events = events_ring(&mut ebpf)?;
         Ok(Self {
-            flows: take(&mut ebpf, maps::FLOWS)?,
+            flows_v4: take(&mut ebpf, maps::FLOWS)?,
+            flows_v6: take(&mut ebpf, maps::FLOWS_V6)?,
             node: take(&mut ebpf, maps::NODE)?,
             liveness: take(&mut ebpf, maps::LIVENESS)?,
             members: take(&mut ebpf, maps::MEMBERS)?,
@@ -155,22 +164,33 @@ impl Tandem {
         let mut node = Box::new(Node::new_zeroed());
         node.schema = abi::SCHEMA;
         node.hash_key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
-        node.address = mapped(member_address(OWNER));
+        for (index, family) in [(V4, Family::V4), (V6, Family::V6)] {
+            node.addresses[index] = address(member_address(family, OWNER));
+            let source = Source { address: node.addresses[index], spread: [0; 4] };
+            (node.delivery_sources[index], node.hand_off_sources[index]) = (source, source);
+        }
         node.silence_ns = u64::MAX;
         node.members = u32::from(setting.members);
         node.incarnation = 1;
-        node.budgets = [u32::MAX; BUDGET_CLASSES];
         node.port = 7001_u16.to_be_bytes();
         node.id = setting.id;
+        node.flags = if setting.direct { NODE_DIRECT } else { 0 };
         for id in 1..=setting.members {
             node.configured |= bit(id);
             node.seeds[usize::from(id) - 1].seed = seed(id);
             node.seeds[usize::from(id) - 1].id = u64::from(id);
             let ifindex = if setting.peers_reachable { self.ifindex } else { 0 };
-            self.members.set(u32::from(id), target(member_address(id), ifindex), 0)?;
+            self.members.set(u32::from(id), target(member_address(setting.family, id), ifindex), 0)?;
         }
-        let alive = Liveness { forwarding: node.configured, eligible: node.configured, lease_until_ns: u64::MAX };
-        self.liveness.set(0, alive, 0)?;
+        let liveness = Liveness {
+            forwarding: node.configured,
+            eligible: node.configured,
+            lease_until_ns: u64::MAX,
+            doubt_until_ns: 0,
+            budgets: [u32::MAX; BUDGET_CLASSES],
+            padding: [0; 4],
+        };
+        self.liveness.set(0, liveness, 0)?;
         self.node.set(0, *node, 0)?;
         self.setting = Some(setting);
         Ok(())
@@ -178,22 +198,32 @@ impl Tandem {
 
     /// Records the flows of the clients from `base` on as established; their number is a power of two.
     pub(crate) fn fill(&mut self, family: Family, base: u32, clients: u32) -> Result<()> {
-        assert_eq!(family, Family::V4, "no row asks for another");
         let order = Course { flow_mask: clients - 1, base, stride: FILLING, ..Course::new_zeroed() };
         for n in 0..clients {
             let client = client(n, &order);
-            let key = key_v4(client, &self.to);
-            self.flows.insert(key, entry(&key, client), 0).context("the flow table is full")?;
+            match family {
+                Family::V4 => {
+                    let key = key_v4(client, &self.to);
+                    self.flows_v4.insert(key, entry(&key, family, client), 0)
+                }
+                Family::V6 => {
+                    let key = key_v6(client, &self.to);
+                    self.flows_v6.insert(key, entry(&key, family, client), 0)
+                }
+            }
+            .context("the flow table is full")?;
         }
         Ok(())
     }
 
     /// Forgets the flows of these clients.
     pub(crate) fn forget(&mut self, family: Family, base: u32, clients: u32) {
-        assert_eq!(family, Family::V4, "no row asks for another");
         for client in base..base + clients {
             // One that is not there is forgotten.
-            let _ = self.flows.remove(&key_v4(client, &self.to));
+            let _ = match family {
+                Family::V4 => self.flows_v4.remove(&key_v4(client, &self.to)),
+                Family::V6 => self.flows_v6.remove(&key_v6(client, &self.to)),
+            };
         }
     }
 
@@ -214,42 +244,51 @@ impl Tandem {
     }
 }
 
-fn configure_service(ebpf: &mut Ebpf, to: &Destination, ifindex: u32) -> Result<()> {
-    let vip = mapped(to.v4);
+/// Ring and slots of the IPv6 service come after those of the IPv4 one.
+fn configure_services(ebpf: &mut Ebpf, to: &Destination, ifindex: u32) -> Result<()> {
     let mut filter = Box::new(VipFilter::EMPTY);
-    filter.insert(&vip);
+    let mut services: HashMap<MapData, ServiceKey, Service> = take(ebpf, maps::SERVICES)?;
+    let mut backends: Array<MapData, Target> = take(ebpf, maps::BACKENDS)?;
+    let mut rings: ArrayOfMaps<MapData> = take(ebpf, maps::RINGS)?;
+    let mut peers: HashMap<MapData, Address, u32> = take(ebpf, maps::PEERS)?;
+    for (ring, family, vip) in [(0, Family::V4, mapped(to.v4)), (1, Family::V6, to.v6)] {
+        filter.insert(&vip);
+        let key = ServiceKey { address: vip, port: to.port.to_be_bytes(), protocol: TCP, padding: 0 };
+        for key in [key, ServiceKey::vip(vip)] {
+            services.insert(key, Service { ring, flags: 0, padding: [0; 3] }, 0)?;
+        }
+        for number in 1..=BACKENDS {
+            let target = Target { ring, ..target(backend_address(family, number), ifindex) };
+            backends.set(u32::from(slot(family, number)), target, 0)?;
+        }
+        rings.set(ring, IterableMap::map(&inner_ring(family)?), 0)?;
+        for id in [OWNER, PEER] {
+            peers.insert(address(member_address(family, id)), u32::from(id), 0)?;
+        }
+    }
     let mut filters: Array<MapData, VipFilter> = take(ebpf, maps::VIP_FILTER)?;
     filters.set(0, *filter, 0)?;
-    let mut services: HashMap<MapData, ServiceKey, Service> = take(ebpf, maps::SERVICES)?;
-    let key = ServiceKey { address: vip, port: to.port.to_be_bytes(), protocol: TCP, padding: 0 };
-    for key in [key, ServiceKey::vip(vip)] {
-        services.insert(key, Service { ring: 0, padding: [0; 4] }, 0)?;
-    }
-    let mut backends: Array<MapData, Target> = take(ebpf, maps::BACKENDS)?;
-    for slot in 1..=BACKENDS {
-        backends.set(u32::from(slot), target(backend_address(slot), ifindex), 0)?;
-    }
-    let mut peers: HashMap<MapData, Address, u32> = take(ebpf, maps::PEERS)?;
-    for id in 1..=64 {
-        peers.insert(mapped(member_address(id)), u32::from(id), 0)?;
-    }
+    Ok(())
+}
+
+fn inner_ring(family: Family) -> Result<Array<MapData, Ring>> {
     let mut ring = Box::new(Ring::new_zeroed());
-    for (slot, backend) in ring.slots.iter_mut().zip((1..=BACKENDS).cycle()) {
-        *slot = backend;
+    for (place, number) in ring.slots.iter_mut().zip((1..=BACKENDS).cycle()) {
+        *place = slot(family, number);
     }
     let inner = MapData::create(definition(bpf_map_type::BPF_MAP_TYPE_ARRAY, 4, size_of::<Ring>(), 1), "ring", None)?;
-    let mut inner = Array::<_, Ring>::try_from(Map::Array(inner))?;
+    let mut inner = Array::try_from(Map::Array(inner))?;
     inner.set(0, *ring, 0)?;
-    let mut rings: ArrayOfMaps<MapData> = take(ebpf, maps::RINGS)?;
-    rings.set(0, IterableMap::map(&inner), 0)?;
-    Ok(())
+    Ok(inner)
 }
 
 fn configure_decap(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
     let mut from: LpmTrie<MapData, Address, u32> = take(ebpf, decap::DECAP_FROM)?;
-    from.insert(&Key::new(128, mapped(member_address(OWNER))), 1, 0)?;
     let mut vips: HashMap<MapData, Address, u32> = take(ebpf, decap::DECAP_VIPS)?;
-    vips.insert(mapped(to.v4), 1, 0)?;
+    for (family, vip) in [(Family::V4, mapped(to.v4)), (Family::V6, to.v6)] {
+        from.insert(&Key::new(128, address(member_address(family, OWNER))), 1, 0)?;
+        vips.insert(vip, 1, 0)?;
+    }
     Ok(())
 }
 
@@ -277,8 +316,20 @@ fn key_v4(client: u32, to: &Destination) -> FlowKeyV4 {
     FlowKeyV4::new(source_v4(client), to.v4, source_port(client), to.port.to_be_bytes(), TCP)
 }
 
-/// Created long enough ago to be in nobody's way.
-fn entry(key: &FlowKeyV4, client: u32) -> FlowEntry {
+fn key_v6(client: u32, to: &Destination) -> FlowKeyV6 {
+    let mut source = CLIENT_V6;
+    source[14..].copy_from_slice(&source_v6(client));
+    FlowKeyV6 {
+        source,
+        destination: to.v6,
+        source_port: source_port(client),
+        destination_port: to.port.to_be_bytes(),
+        protocol: TCP,
+        padding: [0; 3],
+    }
+}
+
+fn entry(key: &impl FlowKey, family: Family, client: u32) -> FlowEntry {
     let now = tick(lb_userspace::io::clock::now_ns());
     FlowEntry {
         last_seen: now,
@@ -288,26 +339,48 @@ fn entry(key: &FlowKeyV4, client: u32) -> FlowEntry {
         generation: 0,
         revision: 0,
         term: 0,
-        backend: 1 + (client % u32::from(BACKENDS)) as u16,
+        backend: slot(family, 1 + (client % u32::from(BACKENDS)) as u16),
         state: STATE_ESTABLISHED,
         packets: PLAUSIBLE_PACKETS,
         creator: OWNER | WITNESSED,
         primary: OWNER,
         backup: PEER,
-        padding: [0; 3],
+        event: 0,
+        padding: [0; 2],
     }
 }
 
-fn target(address: [u8; 4], ifindex: u32) -> Target {
+/// The slot of a service's backend.
+const fn slot(family: Family, number: u16) -> u16 {
+    match family {
+        Family::V4 => number,
+        Family::V6 => BACKENDS + number,
+    }
+}
+
+fn target(to: IpAddr, ifindex: u32) -> Target {
     let next_hop =
-        NextHop { destination: [2, 0, 0, 0, 0, 9], source: [2, 0, 0, 0, 0, 1], ifindex, mtu: 1500, padding: [0; 2] };
-    Target { address: mapped(address), next_hop, ring: 0, state: TARGET_SERVING, padding: [0; 3] }
+        NextHop { destination: [2, 0, 0, 0, 0, 9], source: [2, 0, 0, 0, 0, 1], ifindex, mtu: 1500, ..NextHop::NONE };
+    Target { address: address(to), next_hop, state: TARGET_SERVING, ..Target::NONE }
 }
 
-const fn member_address(id: u8) -> [u8; 4] {
-    [10, 0, 1, 10 + id]
+fn address(address: IpAddr) -> Address {
+    match address {
+        IpAddr::V4(v4) => mapped(v4.octets()),
+        IpAddr::V6(v6) => v6.octets(),
+    }
 }
 
-const fn backend_address(slot: u16) -> [u8; 4] {
-    [10, 0, 2, slot as u8]
+fn member_address(family: Family, id: u8) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 0, 1, id).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(id)).into(),
+    }
+}
+
+fn backend_address(family: Family, number: u16) -> IpAddr {
+    match family {
+        Family::V4 => Ipv4Addr::new(10, 0, 2, number as u8).into(),
+        Family::V6 => Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, number).into(),
+    }
 }
