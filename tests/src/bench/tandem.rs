@@ -252,7 +252,9 @@ fn configure_services(ebpf: &mut Ebpf, to: &Destination, ifindex: u32) -> Result
     let mut rings: ArrayOfMaps<MapData> = take(ebpf, maps::RINGS)?;
     let mut peers: HashMap<MapData, Address, u32> = take(ebpf, maps::PEERS)?;
     for (ring, family, vip) in [(0, Family::V4, mapped(to.v4)), (1, Family::V6, to.v6)] {
+        // Everything that the member under test is to look at: the VIP, and its own address.
         filter.insert(&vip);
+        filter.insert(&address(member_address(family, OWNER)));
         let key = ServiceKey { address: vip, port: to.port.to_be_bytes(), protocol: TCP, padding: 0 };
         for key in [key, ServiceKey::vip(vip)] {
             services.insert(key, Service { ring, flags: 0, padding: [0; 3] }, 0)?;
