@@ -169,18 +169,20 @@ pub fn steer<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &mut Packet<K>)
     }
 }
 
-/// The packets of known flows that change little, nearly all there are; none for others.
+/// The packets of established flows that only go on, nearly all there are; none for others.
 ///
 /// A known flow needs no look-up of its service: the backend in its entry names it.
 #[inline(always)]
 pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Option<Verdict<'t>> {
-    if !matches!(packet.part, Part::Whole) {
+    if !matches!(packet.part, Part::Whole) || packet.flags & (SYN | FIN | RST) != 0 || packet.is_marked() {
         return None;
     }
-    let flow = tables.flow(&packet.key)?;
+    // A copy for the look-up to point to, so that the packet itself stays in registers.
+    let key = packet.key;
+    let flow = tables.flow(&key)?;
     let entry = tables.entry(flow);
     // The element may have been recycled since it was found: then its backend is another flow's.
-    if entry.tag != packet.key.tag() || packet.is_marked() {
+    if entry.tag != packet.key.tag() || entry.state != STATE_ESTABLISHED {
         return None;
     }
     let node = tables.node();
@@ -196,19 +198,9 @@ pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet
         }
     }
     let now = tick(tables.now_ns());
-    if entry.state == STATE_ESTABLISHED && packet.flags & (SYN | FIN | RST) == 0 {
-        // `next_step` would change nothing but the time.
-        if now != entry.last_seen {
-            tables.seen(flow, entry.tag, now);
-        }
-    } else {
-        let (step, is_news) = next_step(&entry, Kind::of(packet), now);
-        if is_news {
-            return None;
-        }
-        if step.last_seen != entry.last_seen || step.packets != entry.packets {
-            tables.touch(flow, entry.tag, step);
-        }
+    // `next_step` would change nothing but the time.
+    if now != entry.last_seen {
+        tables.seen(flow, entry.tag, now);
     }
     Some(Verdict { way: Way::Deliver(backend, entry.backend), reason: Reason::DeliverKnown, service })
 }
