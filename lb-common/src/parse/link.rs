@@ -3,7 +3,7 @@
 use super::Frame;
 use crate::{
     bytes::load16,
-    packet::{ETHERNET, ETHERTYPE_AT},
+    packet::{ETHERNET, ETHERTYPE_AT, ETHERTYPE_IPV4},
 };
 
 /// The link-layer header of a frame.
@@ -24,7 +24,8 @@ impl Link {
     pub fn of<F: Frame + ?Sized>(frame: &F) -> Option<Self> {
         let mut ethertype = ethertype(frame, ETHERTYPE_AT)?;
         let mut length = ETHERNET;
-        if is_tag(ethertype) {
+        // Without a tag, as most frames are, no more is compared than this.
+        if ethertype != IP && is_tag(ethertype) {
             ethertype = self::ethertype(frame, ETHERTYPE_AT + TAG)?;
             length = ETHERNET + TAG;
             if is_tag(ethertype) {
@@ -35,6 +36,9 @@ impl Link {
         Some(Self { ethertype, length })
     }
 }
+
+/// IPv4, as it lies in memory.
+const IP: u16 = u16::from_ne_bytes(ETHERTYPE_IPV4);
 
 #[inline(always)]
 fn ethertype<F: Frame + ?Sized>(frame: &F, at: usize) -> Option<u16> {
