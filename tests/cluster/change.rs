@@ -13,10 +13,16 @@ use tests::{
     },
 };
 
-use crate::{cluster, entries_everywhere, ports};
+use crate::{cluster_with, entries_everywhere, ports};
 
 /// A goodbye, and detaching, take a fraction of it.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+in_both_modes! {
+    a_member_joins_under_load_and_knows_every_flow,
+    draining_a_server_keeps_its_established_connections,
+    servers_change_and_a_member_dies_in_the_same_second,
+}
 
 fn loaded(cluster: &Cluster, plan: Plan) -> Load {
     let load = Load::start(&cluster.topology.client, plan).unwrap();
@@ -25,9 +31,8 @@ fn loaded(cluster: &Cluster, plan: Plan) -> Load {
     load
 }
 
-#[test]
-fn a_member_joins_under_load_and_knows_every_flow() {
-    let mut cluster = cluster(2);
+fn a_member_joins_under_load_and_knows_every_flow(handoff: &'static str) {
+    let mut cluster = cluster_with(2, handoff);
     let load = loaded(&cluster, Plan { shorts_per_second: 30, ..Plan::mixed(60) });
     cluster.add_balancer(3).unwrap();
     cluster.reconfigure().unwrap();
@@ -46,9 +51,8 @@ fn a_member_joins_under_load_and_knows_every_flow() {
     assert_eq!(ledger.shorts().handshakes_failed, 0);
 }
 
-#[test]
-fn draining_a_server_keeps_its_established_connections() {
-    let mut cluster = cluster(2);
+fn draining_a_server_keeps_its_established_connections(handoff: &'static str) {
+    let mut cluster = cluster_with(2, handoff);
     let mut callers: Vec<Caller> =
         (42_000..42_030).map(|port| Caller::open(&cluster.topology.client, port).unwrap()).collect();
     for _ in 0..3 {
@@ -71,9 +75,8 @@ fn draining_a_server_keeps_its_established_connections() {
     }
 }
 
-#[test]
-fn servers_change_and_a_member_dies_in_the_same_second() {
-    let mut cluster = cluster(3);
+fn servers_change_and_a_member_dies_in_the_same_second(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     let added = cluster.add_server(4).unwrap();
     let load = loaded(&cluster, Plan::mixed(60));
     cluster.cut(3).unwrap();

@@ -12,7 +12,16 @@ use tests::{
     },
 };
 
-use crate::{cluster, ports};
+use crate::{cluster_with, ports};
+
+in_both_modes! {
+    killing_an_agent_breaks_no_connection_and_no_datagram_flow,
+    a_flow_begun_without_its_primarys_agent_keeps_its_server_when_the_servers_change,
+    killing_a_member_breaks_no_protected_connection,
+    primary_then_backup_killed_breaks_no_protected_connection,
+    a_stopped_member_says_goodbye_and_nothing_waits_for_its_timeout,
+    full_size_uploads_pass_a_hand_off,
+}
 
 /// A load whose long-lived connections are open and have had time to be protected.
 fn loaded(cluster: &Cluster, plan: Plan) -> Load {
@@ -33,9 +42,8 @@ fn mixed() -> Plan {
     Plan { shorts_per_second: 30, ..Plan::mixed(60) }
 }
 
-#[test]
-fn killing_an_agent_breaks_no_connection_and_no_datagram_flow() {
-    let mut cluster = cluster(3);
+fn killing_an_agent_breaks_no_connection_and_no_datagram_flow(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     let load = loaded(&cluster, mixed());
     let stream = Stream::start(&cluster.topology.client, Pace { flows: 60, per_second: 2000, bytes: 64 }).unwrap();
     thread::sleep(Duration::from_millis(500));
@@ -54,9 +62,8 @@ fn killing_an_agent_breaks_no_connection_and_no_datagram_flow() {
 
 /// Such a flow is known to its acting owners and the others, not to the primary of its rank: that one still forwards,
 /// but by the ring of its last configuration.
-#[test]
-fn a_flow_begun_without_its_primarys_agent_keeps_its_server_when_the_servers_change() {
-    let mut cluster = cluster(3);
+fn a_flow_begun_without_its_primarys_agent_keeps_its_server_when_the_servers_change(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     cluster.member(2).unwrap().kill().unwrap();
     thread::sleep(Duration::from_millis(500));
     let ports = ports(&cluster, tcp_flow, |ranked| ranked[0] == 2).take(40);
@@ -77,9 +84,8 @@ fn a_flow_begun_without_its_primarys_agent_keeps_its_server_when_the_servers_cha
     }
 }
 
-#[test]
-fn killing_a_member_breaks_no_protected_connection() {
-    let mut cluster = cluster(3);
+fn killing_a_member_breaks_no_protected_connection(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     let load = loaded(&cluster, Plan::mixed(60));
     let watch = Watch::start(cluster.others(1), 1).unwrap();
     let cut = cluster.cut(1).unwrap();
@@ -93,9 +99,8 @@ fn killing_a_member_breaks_no_protected_connection() {
     assert_nothing_broke(&load.finish());
 }
 
-#[test]
-fn primary_then_backup_killed_breaks_no_protected_connection() {
-    let mut cluster = cluster(4);
+fn primary_then_backup_killed_breaks_no_protected_connection(handoff: &'static str) {
+    let mut cluster = cluster_with(4, handoff);
     let load = loaded(&cluster, Plan::mixed(60));
     let port = load.ledger().long()[0].facts().port;
     let entry = cluster.members[0].tables().flow(&tcp_flow(port)).unwrap().expect("it is protected");
@@ -108,9 +113,8 @@ fn primary_then_backup_killed_breaks_no_protected_connection() {
     assert_nothing_broke(&load.finish());
 }
 
-#[test]
-fn a_stopped_member_says_goodbye_and_nothing_waits_for_its_timeout() {
-    let mut cluster = cluster(3);
+fn a_stopped_member_says_goodbye_and_nothing_waits_for_its_timeout(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     let load = loaded(&cluster, Plan::mixed(30));
     let watch = Watch::start(cluster.others(2), 2).unwrap();
     let host = cluster.member(2).unwrap().host.clone();
@@ -126,9 +130,8 @@ fn a_stopped_member_says_goodbye_and_nothing_waits_for_its_timeout() {
     assert_nothing_broke(&load.finish());
 }
 
-#[test]
-fn full_size_uploads_pass_a_hand_off() {
-    let mut cluster = cluster(3);
+fn full_size_uploads_pass_a_hand_off(handoff: &'static str) {
+    let mut cluster = cluster_with(3, handoff);
     cluster.receive_at(&[1]).unwrap();
     // Received by member 1, owned by others: encapsulated twice on the way.
     let port = ports(&cluster, tcp_flow, |ranked| ranked[0] != 1).next().unwrap();

@@ -2,12 +2,33 @@
 //!
 //! Run with `--test-threads=1`: each test uses the whole machine.
 
+/// Makes two tests of each function: with `handoff = "owner"`, and with `"direct"`.
+macro_rules! in_both_modes {
+    ($($name:ident),* $(,)?) => {
+        $(mod $name {
+            #[test]
+            fn owner() {
+                super::$name("owner");
+            }
+
+            #[test]
+            fn direct() {
+                super::$name("direct");
+            }
+        })*
+    };
+}
+
 mod change;
 mod claims;
+mod direct;
+mod floods;
 mod lab;
+mod links;
 mod loss;
 mod maps;
 mod packets;
+mod vip;
 
 use std::time::Duration;
 
@@ -31,6 +52,11 @@ const REPLICATION_LIMIT: Duration = Duration::from_secs(3);
 /// A cluster as operators would have it.
 fn cluster(balancers: u8) -> Cluster {
     started(balancers, |_| ())
+}
+
+/// The same with another mode of hand-off.
+fn cluster_with(balancers: u8, handoff: &'static str) -> Cluster {
+    started(balancers, |config| config.handoff = handoff)
 }
 
 /// A cluster that keeps the letter of the claims: the pair is stored everywhere at the first packet.

@@ -1,6 +1,7 @@
 //! The acceptance rows that are too long, or too dependent on time, for a test run.
 
 mod agent_kill;
+pub mod floods;
 mod joiner;
 mod kernel;
 mod machine;
@@ -30,6 +31,17 @@ pub const ROWS: &[Row] = &[
         run: agent_kill::run,
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
+    Row {
+        name: "flood-syn",
+        what: "30 s of SYNs from random sources, 100,000 flows, 1,000 connections",
+        run: floods::syn,
+    },
+    Row {
+        name: "flood-handshake",
+        what: "the same with SYNs and the ACKs that would end their handshakes",
+        run: floods::handshake,
+    },
+    Row { name: "flood-udp", what: "the same with datagrams from random sources", run: floods::udp },
     Row { name: "verifier", what: "instructions that the verifier walks to load `balancer`", run: kernel::verifier },
     Row {
         name: "second-demo",

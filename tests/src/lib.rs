@@ -16,6 +16,7 @@ pub mod interrupt;
 pub mod member;
 pub mod netns;
 pub mod passthrough;
+pub mod population;
 pub mod run;
 pub mod server;
 pub mod tables;

@@ -7,6 +7,7 @@
 pub mod caller;
 mod connection;
 pub mod datagrams;
+pub mod flood;
 pub mod load;
 pub mod record;
 pub mod service;

@@ -34,7 +34,7 @@ Exit status: 0 every figure is within its bound; 1 one is not, or a row could no
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     if arguments.list {
-        ROWS.iter().for_each(|Row { name, what, .. }| println!("{name:<12}{what}"));
+        ROWS.iter().for_each(|Row { name, what, .. }| println!("{name:<16}{what}"));
         return ExitCode::SUCCESS;
     }
     let wanted = |row: &&Row| arguments.row.as_ref().is_none_or(|name| name == row.name);
@@ -64,13 +64,13 @@ fn print(row: &str, outcome: Result<Vec<Check>>) -> bool {
     let checks = match outcome {
         Ok(checks) => checks,
         Err(error) => {
-            println!("{row:<12}FAIL  {error:#}");
+            println!("{row:<16}FAIL  {error:#}");
             return false;
         }
     };
     for Check { name, figure, bound, passed } in &checks {
         let verdict = if *passed { "PASS" } else { "FAIL" };
-        println!("{row:<12}{name:<44}{figure:>12}   {bound:<12}{verdict}");
+        println!("{row:<16}{name:<44}{figure:>12}   {bound:<12}{verdict}");
     }
     checks.iter().all(|check| check.passed)
 }

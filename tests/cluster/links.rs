@@ -1,0 +1,38 @@
+//! Links of other kinds than one Ethernet link of ordinary size.
+
+use std::fs;
+
+use lb_common::reason::Action;
+use tests::{
+    netns::Namespace,
+    topology::{INTERFACE, SERVER_INTERFACE},
+    traffic::caller::Caller,
+};
+
+use crate::built;
+
+#[test]
+fn a_server_is_reached_by_another_interface_than_packets_come_in_by() {
+    let mut cluster = built(2, |config| config.interfaces = vec![INTERFACE, SERVER_INTERFACE]);
+    let hosts: Vec<_> = cluster.members.iter().map(|member| member.host.clone()).collect();
+    hosts.iter().for_each(|host| cluster.topology.add_server_link(host).unwrap());
+    cluster.start_members().unwrap();
+    let mut callers: Vec<Caller> =
+        (49_000..49_020).map(|port| Caller::open(&cluster.topology.client, port).unwrap()).collect();
+    for caller in &mut callers {
+        caller.upload().unwrap();
+        caller.echo().unwrap();
+    }
+    for member in &cluster.members {
+        let delivered = member.tables().packets().unwrap().ended_in(Action::Deliver);
+        let left = sent_by(&member.host.namespace, SERVER_INTERFACE);
+        assert!(delivered > 0 && left >= delivered, "{}: {left} of {delivered} left by it", member.name());
+    }
+}
+
+/// Frames that an interface has sent, XDP's among them.
+fn sent_by(namespace: &Namespace, interface: &str) -> u64 {
+    let table = namespace.within(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
+    let line = table.lines().find_map(|line| line.trim().strip_prefix(&format!("{interface}:"))).unwrap();
+    line.split_whitespace().nth(9).unwrap().parse().unwrap()
+}
