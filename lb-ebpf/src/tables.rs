@@ -234,12 +234,17 @@ macro_rules! flows {
 
             #[inline(always)]
             fn pending(&self, key: &$key) -> Option<Pending> {
-                // SAFETY: copied at once; elements are replaced, not written into.
+                // SAFETY: copied at once; another CPU that writes it meanwhile counts a packet of the same tuple.
                 unsafe { maps::$pending.get(key) }.copied()
             }
 
             #[inline(always)]
             fn set_pending(&self, key: &$key, pending: &Pending) {
+                if let Some(known) = maps::$pending.get_ptr_mut(key) {
+                    // SAFETY: the map's element. Written in place: an insertion takes a lock and a free element.
+                    unsafe { *known = *pending };
+                    return;
+                }
                 // Fails only under contention for a free element: then the tuple is remembered at its next packet.
                 let _ = maps::$pending.insert(key, pending, 0);
             }
