@@ -98,6 +98,8 @@ fn retype(cursor: &Cursor<'_>, ping: Ping, reply: u8) -> Option<Reason> {
         let icmp = cursor.header_mut::<[u8; ICMP_HEADER]>(ping.icmp_at)?;
         let checksum =
             updated(load16::<2, _>(icmp), u16::from_ne_bytes([icmp[0], icmp[1]]), u16::from_ne_bytes([reply, icmp[1]]));
+        // Of the two zeros only this one is right for a reply that is all zeros, and right for every other.
+        let checksum = if checksum == 0 { 0xffff } else { checksum };
         icmp[0] = reply;
         store16::<2, _>(icmp, checksum);
     }

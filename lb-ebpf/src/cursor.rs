@@ -14,6 +14,9 @@ use lb_common::{
     rank::opaque,
 };
 
+/// Where what is summed may begin: an answer is longer than the headers of a packet, 1280 bytes and a tagged link header.
+const SUMMED_MAX: usize = 2047;
+
 /// A frame in the driver's buffer, or in several, of which the first one holds the headers.
 pub(crate) struct Cursor<'c> {
     ctx: &'c XdpContext,
@@ -81,9 +84,13 @@ impl<'c> Cursor<'c> {
     pub(crate) fn sum<const N: usize>(&self, offset: usize, sum: u32) -> Option<u32> {
         const { assert!(N.is_multiple_of(4) && N <= 512) };
         // For a helper the verifier wants the offset bounded from below, too, which it reads from a mask.
-        let address = self.address::<[u8; N]>(opaque(offset as u64) as usize & OFFSET_MAX)?;
-        // SAFETY: `address` proved that the frame holds `N` bytes there.
-        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, address as *mut u32, N as u32, sum) };
+        let offset = opaque(offset as u64) as usize & SUMMED_MAX;
+        let (start, end) = (self.ctx.data(), self.ctx.data_end());
+        if start + offset + N > end {
+            return None;
+        }
+        // SAFETY: the frame holds `N` bytes there.
+        let sum = unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, (start + offset) as *mut u32, N as u32, sum) };
         u32::try_from(sum).ok()
     }
 

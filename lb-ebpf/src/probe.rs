@@ -77,7 +77,12 @@ fn turn_round(cursor: &Cursor<'_>, frame: ProbeFrame) -> Option<()> {
     // IPv4 allows UDP without a checksum (RFC 768); IPv6 does not.
     let checksum = if frame.is_v6 {
         // Version and kind share a word.
-        updated(load16::<6, _>(udp), u16::from_ne_bytes([0, PROBE_REQUEST]), u16::from_ne_bytes([0, PROBE_ECHO]))
+        match updated(load16::<6, _>(udp), u16::from_ne_bytes([0, PROBE_REQUEST]), u16::from_ne_bytes([0, PROBE_ECHO]))
+        {
+            // Zero stands for "none", which IPv6 does not have (RFC 8200, section 8.1).
+            0 => 0xffff,
+            checksum => checksum,
+        }
     } else {
         0
     };

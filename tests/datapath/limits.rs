@@ -7,27 +7,28 @@ use std::{
 
 use aya::maps::{Map, MapData, MapType};
 use lb_common::{
-    flow::{FlowEntry, PENDING_MIDFLOW, PENDING_SYN, STATE_ESTABLISHED, STATE_YOUNG},
+    flow::{FlowEntry, FlowKeyV6, PENDING_MIDFLOW, PENDING_SYN, STATE_ESTABLISHED, STATE_YOUNG},
     maps,
-    node::{BUDGET_DERIVED, BUDGET_TCP, BUDGET_UDP, NODE_FIRST_PACKET},
+    node::{BUDGET_DERIVED, BUDGET_SCTP, BUDGET_TCP, BUDGET_UDP, NODE_FIRST_PACKET},
     reason::Reason,
 };
 
 use crate::{
     checks::entry,
     rig::{FLOWS, Rig, load_object, xdp},
-    wire::Datagram,
+    wire::{Datagram, chunk},
     world::{DNS, ring, world},
 };
 
 /// A packet that would make an entry of each class, after those before it.
-fn newcomers() -> [(usize, Vec<Datagram>, Datagram); 3] {
+fn newcomers() -> [(usize, Vec<Datagram>, Datagram); 4] {
     let ack = Datagram::tcp(5000, ".").seq(1001);
     let question = Datagram::udp(5000, DNS);
     let midflow = Datagram::tcp(5001, ".");
     [
         (BUDGET_TCP, vec![Datagram::tcp(5000, "S").seq(1000)], ack),
         (BUDGET_UDP, vec![question.clone()], question),
+        (BUDGET_SCTP, vec![Datagram::sctp(5000, chunk::INIT)], Datagram::sctp(5000, chunk::COOKIE_ECHO)),
         (BUDGET_DERIVED, vec![midflow.clone(), midflow.clone()], midflow),
     ]
 }
@@ -94,6 +95,28 @@ fn a_full_table_evicts_nobody() {
     rig.set_flow(&syn(flows.start).key(), None);
     rig.delivers(&syn(100), rig.stateless(&syn(100)), Reason::DeliverNew);
     rig.delivers(&syn(101), rig.stateless(&syn(101)), Reason::DeliverTableFull);
+}
+
+#[test]
+fn a_full_table_of_ipv6_flows_answers_statelessly() {
+    let mut rig = Rig::of(world(&[1]));
+    rig.change(|world| world.node.flags = NODE_FIRST_PACKET);
+    let syn = |port| Datagram::tcp(port, "S").v6();
+    for port in 5000..5000 + FLOWS as u16 {
+        rig.delivers(&syn(port), rig.stateless(&syn(port)), Reason::DeliverNew);
+    }
+    rig.events::<FlowKeyV6>();
+    let full = rig.state();
+    assert_eq!(full.flows_v6.len(), FLOWS as usize);
+    for port in 100..110 {
+        rig.delivers(&syn(port), rig.stateless(&syn(port)), Reason::DeliverTableFull);
+        rig.delivers(&Datagram::udp(port, DNS).v6(), 7, Reason::DeliverTableFull);
+        rig.delivers(&Datagram::sctp(port, chunk::INIT).v6(), 8, Reason::DeliverTableFull);
+    }
+    assert_eq!(rig.state(), full);
+    assert_eq!(rig.events::<FlowKeyV6>(), []);
+    // The other family has a table of its own.
+    rig.delivers(&Datagram::udp(5000, DNS), 4, Reason::DeliverNew);
 }
 
 #[test]

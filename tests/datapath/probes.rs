@@ -10,8 +10,11 @@ use zerocopy::{FromZeros as _, IntoBytes as _};
 use crate::{
     checks::now_ns,
     rig::{Rig, XDP_DROP, XDP_TX},
-    wire::{Datagram, framed},
-    world::{LOOPBACK, OWN_ADDRESS, OWN_MAC, PROBE_PORT, ROUTER_MAC, member_address, world},
+    wire::{Datagram, Tag, framed, with_tags},
+    world::{
+        LOOPBACK, OWN_ADDRESS, OWN_ADDRESS_V6, OWN_MAC, PROBE_PORT, ROUTER_MAC, member_address, member_address_v6,
+        world,
+    },
 };
 
 /// Source port of probes: a sender's own choice.
@@ -166,4 +169,39 @@ fn a_probe_from_another_interface_than_the_clusters_stamps_nothing() {
     rig.ends(&frame(2, &request(2, 1)), Reason::DropProbe);
     rig.ends(&frame(3, &echo(1, 3)), Reason::DropProbe);
     assert_eq!([rig.heard(2), rig.heard(3)], [Heard::new_zeroed(); 2]);
+}
+
+#[test]
+fn probes_are_turned_round_over_ipv6_and_with_tags() {
+    let mut world = world(&[1, 2, 3]);
+    world.use_members_v6();
+    let rig = Rig::of(world);
+    for counter in 0..200_u64 {
+        let request = Probe { counter: (counter * 0x0123_4567_89ab).to_be_bytes(), ..request(2, 1) };
+        let answer = Probe { kind: PROBE_ECHO, ..request };
+        let question = Datagram::udp(SENDER, PROBE_PORT).with_payload(request.as_bytes());
+        let echo = Datagram::udp(PROBE_PORT, SENDER).with_payload(answer.as_bytes());
+        let tags: &[Tag] = [&[][..], &[(0x8100, 5)], &[(0x88a8, 7), (0x8100, 5)]][counter as usize % 3];
+
+        let (own, peer) = (OWN_ADDRESS_V6, member_address_v6(2));
+        let asked = question.clone().v6().from_v6(peer).to_v6(own).tagged(tags);
+        let echo_v6 = echo.clone().v6().from_v6(own).to_v6(peer);
+        let expected = with_tags(tags, framed(ROUTER_MAC, OWN_MAC, &echo_v6.packet()));
+        rig.becomes(&asked, &expected, Reason::ProbeReflected);
+        assert_eq!(rig.heard(2).probe_counter, u64::from_be_bytes(request.counter));
+
+        let asked = question.from(member_address(2)).to(OWN_ADDRESS).tagged(tags);
+        let mut expected = framed(ROUTER_MAC, OWN_MAC, &echo.from(OWN_ADDRESS).to(member_address(2)).packet());
+        expected[ETHERNET + 26..ETHERNET + 28].fill(0);
+        rig.becomes(&asked, &with_tags(tags, expected), Reason::ProbeReflected);
+    }
+    let echo = Datagram::udp(PROBE_PORT, SENDER).with_payload(echo(1, 3).as_bytes()).with_port(PROBE_PORT);
+    let echo = echo.v6().from_v6(member_address_v6(3)).to_v6(OWN_ADDRESS_V6);
+    for tags in [&[][..], &[(0x8100, 5)]] {
+        rig.ends(&echo.tagged(tags), Reason::EchoTaken);
+    }
+    assert_ne!(rig.heard(3).echo_ns, 0);
+    // From a stranger, or to another port.
+    rig.ends(&echo.clone().from_v6(member_address_v6(9)).frame(), Reason::DropProbe);
+    rig.ends(&echo.with_port(PROBE_PORT + 1).frame(), Reason::NotOurs);
 }

@@ -468,8 +468,7 @@ fn assert_verdict(verdict: u32, reason: Reason) {
     let expected: &[u32] = match reason.action() {
         Action::Pass => &[XDP_PASS],
         Action::Drop | Action::Consume => &[XDP_DROP],
-        Action::Answer => &[XDP_TX],
-        Action::Deliver | Action::HandOff => &[XDP_TX, XDP_REDIRECT],
+        Action::Answer | Action::Deliver | Action::HandOff => &[XDP_TX, XDP_REDIRECT],
     };
     assert!(expected.contains(&verdict), "{}: verdict {verdict}", reason.name());
 }

@@ -226,6 +226,12 @@ impl Datagram {
         self
     }
 
+    /// With this flow label.
+    pub(crate) fn label(mut self, label: u32) -> Self {
+        self.v6_mut().flow_label = Ipv6FlowLabel::try_new(label).expect("20 bits");
+        self
+    }
+
     /// `words` words of IP options: "no operation".
     pub(crate) fn with_ip_options(mut self, words: usize) -> Self {
         self.v4_mut().options = Ipv4Options::try_from(&[1_u8; 40][..4 * words]).expect("at most ten words");
