@@ -43,7 +43,9 @@ pub(super) fn steer_unknown<'t, K: FlowKey, T: Flows<K>>(
         }
     }
     let shape = packet.flags & (SYN | ACK | RST | FIN);
-    if shape != SYN && !packet.is_marked() && tables.now_ns() < tables.liveness().doubt_until_ns {
+    let may_be_others = shape != SYN && !packet.is_marked() && tables.now_ns() < tables.liveness().doubt_until_ns;
+    // What is remembered of the tuple began here: it is nobody else's.
+    if may_be_others && remembered(tables, &packet.key).is_none() {
         let others = forwarding(tables) & node.configured & !bit(node.id);
         let other = tables.rank(hash, others).primary;
         if let Some(peer) = hand_off_target(tables, other) {
