@@ -5,7 +5,8 @@ use std::{collections::BTreeSet, net::SocketAddr, thread, time::Duration};
 use lb_common::reason::Reason;
 use tests::{
     cluster::Cluster,
-    topology::VIP,
+    config::Config,
+    topology::{VIP, VIP_V6},
     traffic::{
         caller::Caller,
         datagrams::{Pace, Stream},
@@ -17,15 +18,15 @@ use crate::{cluster, counted, said, started};
 
 #[test]
 fn a_ping_of_any_size_is_answered_by_the_members() {
-    let cluster = cluster(3);
-    // The second is sent, and answered, as three fragments.
-    for (bytes, packets) in [("56", 5), ("3000", 15)] {
+    let cluster = started(3, Config::add_vip_v6);
+    let vips = [VIP.to_string(), VIP_V6.to_string()];
+    // The second size is sent, and answered, as three fragments.
+    for (vip, bytes, packets) in vips.iter().flat_map(|vip| [(vip, "56", 5), (vip, "3000", 15)]) {
         let before = counted(&cluster, Reason::PingAnswered);
-        let vip = VIP.to_string();
-        let ping = said(&cluster.topology.client, "ping", &["-c", "5", "-i", "0.05", "-W", "1", "-s", bytes, &vip]);
+        let ping = said(&cluster.topology.client, "ping", &["-c", "5", "-i", "0.05", "-W", "1", "-s", bytes, vip]);
         assert!(ping.contains("5 received"), "{ping}");
         assert!(!ping.contains("wrong data"), "{ping}");
-        assert_eq!(counted(&cluster, Reason::PingAnswered) - before, packets, "{bytes} bytes");
+        assert_eq!(counted(&cluster, Reason::PingAnswered) - before, packets, "{bytes} bytes to {vip}");
     }
 }
 

@@ -43,7 +43,9 @@ impl Namespace {
         namespace.sysctl("ipv4/conf/all/rp_filter", "0")?;
         namespace.sysctl("ipv4/conf/default/rp_filter", "0")?;
         // Addresses are given by hand: what hosts otherwise say about theirs would only disturb what is counted.
-        for (key, value) in [("accept_ra", "0"), ("addr_gen_mode", "1"), ("router_solicitations", "0")] {
+        for (key, value) in
+            [("accept_ra", "0"), ("accept_dad", "0"), ("dad_transmits", "0"), ("router_solicitations", "0")]
+        {
             namespace.sysctl(&format!("ipv6/conf/default/{key}"), value)?;
         }
         Ok(Arc::new(namespace))
