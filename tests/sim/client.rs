@@ -34,6 +34,8 @@ pub(crate) struct Client {
     pub(crate) server: Option<Address>,
     /// When a packet of it was last delivered to the right server.
     pub(crate) delivered: Ns,
+    /// By which member; 0 for none.
+    pub(crate) delivered_by: u8,
     /// When its last answer came.
     pub(crate) answered: Ns,
     /// When it opened.
@@ -109,6 +111,7 @@ impl World {
             phase: Phase::Opening,
             server: None,
             delivered: self.now,
+            delivered_by: 0,
             answered: self.now,
             opened: self.now,
             // SCTP's chunks stand for these (`parse::transport`).

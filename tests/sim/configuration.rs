@@ -99,7 +99,7 @@ impl World {
             name: name.into(),
             vips: [false, true].map(|is_v6| service_key(is_v6, vip, protocol)).to_vec(),
             backends: backends.clone(),
-            affinity: false,
+            affinity: self.plan.affinity,
             echo: true,
             idle_timeout: None,
         };
@@ -113,7 +113,7 @@ impl World {
             port: 7400,
             probing: self.plan.probing,
             first_packet: self.plan.first_packet,
-            direct: false,
+            direct: self.plan.direct,
             drop_other: false,
             drop_oversized: false,
             delivery_sources: [None; 2],

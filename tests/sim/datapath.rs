@@ -10,7 +10,7 @@ use lb_common::{
     flow::{FlowEntry, FlowKey as _, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
-    node::Budget,
+    node::{Budget, NODE_DIRECT},
     outer::{Purpose, encapsulate},
     packet::{OuterFields, Part},
     rank::{Owners, bit, rank},
@@ -181,6 +181,9 @@ impl Datapath {
             self.apply(&op);
         }
         self.installed = desired.clone();
+        if self.mutation == Mutation::ForgetsDirect && desired.node.id == 1 {
+            self.installed.node.flags &= !NODE_DIRECT;
+        }
     }
 
     fn apply(&mut self, op: &MapOp) {
@@ -222,6 +225,11 @@ impl Datapath {
     /// Where a flow without an entry goes: the backend in slot `at` of the service's ring.
     pub(crate) fn stateless(&self, service: &ServiceKey, at: usize) -> Option<Address> {
         self.backend_address(self.ring(self.service(service)?.ring, at))
+    }
+
+    /// Whether `slot` is in service for the packets that pass here.
+    pub(crate) fn is_in_service(&self, slot: u16) -> bool {
+        self.backends.get(&slot).is_some_and(Target::is_in_service)
     }
 
     /// How often what precedes an entry was written.

@@ -204,7 +204,8 @@ impl World {
         let mut flows = datapath.flows.borrow_mut();
         flows.write_waiting(&key);
         let found = flows.get(&key);
-        let spared = found.filter(|entry| (entry.last_seen.wrapping_sub(unless_seen_since) as i32) > 0);
+        let asks = self.mutation != Mutation::ExpiresUnasked;
+        let spared = found.filter(|entry| asks && (entry.last_seen.wrapping_sub(unless_seen_since) as i32) > 0);
         if spared.is_none() {
             flows.remove(&key);
         }
@@ -241,7 +242,10 @@ impl World {
         for _ in 0..SWEEP_CHUNK {
             let Some(key) = agent.sweep.pop_front() else { break };
             flows.write_waiting(&key);
-            if let Some(entry) = flows.get(&key) {
+            if let Some(mut entry) = flows.get(&key) {
+                if self.mutation == Mutation::HidesTraffic {
+                    entry.last_seen = entry.created;
+                }
                 agent.inbox.push_back(Input::Observed { key, entry });
             }
         }

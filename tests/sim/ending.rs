@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     address::Address,
-    flow::{FlowEntry, FlowKey as _, STATE_ESTABLISHED, UDP},
+    flow::FlowEntry,
     rank::bit,
     ring::{RING_SLOTS, ring_slot},
 };
@@ -133,8 +133,7 @@ impl World {
     /// Flows that have just expired, and flows of servers that a newly started member no longer finds configured.
     fn may_be_missing(&self, key: &Key, entry: &Canonical) -> bool {
         // A tombstone may have been forgotten for want of room: then each member lets go in its own time.
-        let is_short_lived = key.protocol() == UDP || entry.state != STATE_ESTABLISHED;
-        let lets_go = is_short_lived && self.plan.timeouts.udp < self.plan.timeouts.established;
+        let lets_go = self.plan.timeout(key, entry.state) < self.plan.ends_at - self.plan.silent_at;
         let expired = self.oracle.deleted_at(key).is_some_and(|at| self.now - at < S);
         expired || lets_go || !self.configs[self.configs.len() - 1].serves(entry.backend)
     }

@@ -77,7 +77,7 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 26] = [
+pub(crate) const FAULTS: [&str; 28] = [
     "agent killed",
     "agent paused",
     "host crashed",
@@ -103,6 +103,8 @@ pub(crate) const FAULTS: [&str; 26] = [
     "newcomer of a flood",
     "ICMP error",
     "datagram in fragments",
+    "direct delivery",
+    "direct delivery of a dead owner's flow",
     "session broken",
 ];
 

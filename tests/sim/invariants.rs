@@ -4,13 +4,14 @@ use std::fmt;
 
 use lb_common::{
     address::Address,
-    flow::{FlowEntry, FlowKey as _, STATE_CLOSING, STATE_RESET, UDP},
+    flow::{FlowEntry, FlowKey as _, UDP},
     rank::bit,
 };
 use lb_userspace::core::Key;
 
 use crate::{
     agenda::flow_name,
+    datapath::Way,
     member::Host,
     oracle::is_recorded,
     segment::{Role, Segment},
@@ -22,6 +23,9 @@ use crate::{
 const SETTLED: Ns = 1500 * MS;
 /// How long a member may take to notice that it, or a peer, is out.
 const GRACE: Ns = S;
+
+/// Flows that are idle for less are not ended by those who do not see them: the others tell of them in time.
+const TELLABLE: Ns = 5 * S;
 
 /// What must always hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -36,6 +40,8 @@ pub(crate) enum Invariant {
     SpoofHarmless,
     /// An error that quotes a flow changes nothing that is known of it.
     QuoteHarmless,
+    /// With `handoff = "direct"` who knows a flow delivers its packets, whoever owns it and whether that lives.
+    DirectDelivery,
     /// A flow with traffic does not expire.
     NoEarlyExpiry,
     /// New flows are for members that are ready, while one can be reached.
@@ -96,7 +102,9 @@ impl World {
         let Some(server) = segment.server.filter(|_| segment.role != Role::Syn) else { return };
         if server == *backend {
             // An error is no sign of life.
-            client.delivered = if segment.role == Role::Quote { client.delivered } else { now };
+            if segment.role != Role::Quote {
+                (client.delivered, client.delivered_by) = (now, delivery.member);
+            }
         } else {
             self.judge_misdelivery(delivery, server);
         }
@@ -227,6 +235,18 @@ impl World {
         }
     }
 
+    /// A member knows the flow of a packet, and its backend is in service: with `handoff = "direct"` it delivers.
+    pub(crate) fn judge_direct(&mut self, member: u8, entry: &FlowEntry, way: Way) {
+        let is_dead = |id: u8| self.hosts.get(&id).is_none_or(|host| !(host.up && host.attached));
+        if !matches!(way, Way::Backend(_)) {
+            self.violate(Invariant::DirectDelivery, || format!("member {member} knows {entry:?}: {way:?}"));
+        } else if entry.primary != member && is_dead(entry.primary) {
+            self.stats.count("direct delivery of a dead owner's flow");
+        } else if entry.primary != member {
+            self.stats.count("direct delivery");
+        }
+    }
+
     /// A member hands a packet to a peer: can the peer have it?
     pub(crate) fn judge_hand_off(&mut self, from: u8, to: u8) {
         let long_ago = self.now.saturating_sub(GRACE);
@@ -255,20 +275,18 @@ impl World {
         self.stats.count("entry deleted");
         self.oracle.note_deletion(self.now, *key);
         let since = self.now.saturating_sub(SETTLED);
-        let timeouts = &self.plan.timeouts;
-        let timeout = match entry.state {
-            _ if key.protocol() == UDP => timeouts.udp,
-            STATE_CLOSING => timeouts.closing,
-            STATE_RESET => timeouts.reset,
-            _ if is_recorded(entry) => timeouts.established,
-            _ => return,
-        };
+        if !is_recorded(entry) {
+            return;
+        }
+        let timeout = self.plan.timeout(key, entry.state);
         let Some(client) = self.clients.values().find(|client| client.key == *key && client.is_live()) else { return };
         let idle = self.now - client.delivered;
         let has_company = self.hosts.values().any(|host| {
             host.id != member && host.ready_since(since) && self.network.worked_since(host.id, member, since)
         });
-        if has_company && idle < timeout.as_nanos() as u64 / 4 && client.opened < since {
+        // Who sees the packets knows better than any peer; another may not have been told yet.
+        let is_told = member == client.delivered_by || has_company && timeout >= TELLABLE;
+        if is_told && idle < timeout / 4 && client.opened < since {
             self.violate(Invariant::NoEarlyExpiry, || {
                 format!("member {member} deletes {} after {} ms: {entry:?}", flow_name(key), idle / MS)
             });

@@ -46,6 +46,12 @@ pub(crate) enum Mutation {
     NeverAnswersProbes,
     /// One member drops the packets of flows that it knows.
     LosesKnownPackets,
+    /// One member hands off what it knows, though it should deliver that.
+    ForgetsDirect,
+    /// A flow that has ended elsewhere is deleted here, though packets have passed since.
+    ExpiresUnasked,
+    /// The sweep does not show that packets have passed.
+    HidesTraffic,
     /// An ICMP error counts as a packet of the flow that it quotes.
     TakesQuotesForPackets,
 }

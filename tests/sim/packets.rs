@@ -1,6 +1,6 @@
 //! A packet's way through the members, watched by the oracle.
 
-use lb_common::reason::Reason;
+use lb_common::{packet::Part, reason::Reason};
 use lb_userspace::core::Key;
 
 use crate::{
@@ -35,6 +35,10 @@ impl World {
             [&datapath.refused, &datapath.interleaved, &datapath.events_lost].map(std::cell::Cell::get)
         };
         let before_counts = counts(datapath);
+        let is_direct = datapath.installed.node.id != 0
+            && self.plan.direct
+            && matches!(segment.packet.part, Part::Whole | Part::Quote)
+            && before.is_some_and(|entry| datapath.is_in_service(entry.backend));
         let before_memory = datapath.remembered();
         let (way, reason) = datapath.steer(local, &segment);
         let after = datapath.flows.borrow().get(&key);
@@ -65,6 +69,9 @@ impl World {
             && self.in_service(member, before.backend)
         {
             self.violate(Invariant::SpoofHarmless, || format!("member {member} moved a flow: {before:?} to {after:?}"));
+        }
+        if let Some(before) = before.filter(|_| is_direct) {
+            self.judge_direct(member, &before, way);
         }
         if segment.role == Role::Quote && (before != after || memory > 0) {
             self.violate(Invariant::QuoteHarmless, || format!("member {member}: {before:?} became {after:?}"));

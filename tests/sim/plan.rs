@@ -2,8 +2,15 @@
 
 use std::time::Duration;
 
-use lb_common::{flow::TCP, hash::HashKey, node::BUDGET_CLASSES};
-use lb_userspace::core::view::{Limits, Probing, Timeouts};
+use lb_common::{
+    flow::{FlowKey as _, SCTP, STATE_CLOSING, STATE_RESET, TCP, UDP},
+    hash::HashKey,
+    node::BUDGET_CLASSES,
+};
+use lb_userspace::core::{
+    Key,
+    view::{Limits, Probing, Timeouts},
+};
 
 use crate::{
     rng::Rng,
@@ -40,8 +47,12 @@ pub(crate) struct Plan {
     pub(crate) timeouts: Timeouts,
     /// Record flows at their first packet.
     pub(crate) first_packet: bool,
+    /// Whoever knows a flow delivers its packets (`handoff = "direct"`).
+    pub(crate) direct: bool,
     /// What the connections to the web service are: TCP, or SCTP.
     pub(crate) protocol: u8,
+    /// New flows of one client go to one server.
+    pub(crate) affinity: bool,
     /// Clients of 1000 whose data comes in fragments.
     pub(crate) splitters: u64,
     /// The cluster's secret.
@@ -77,6 +88,18 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// How long a recorded flow may be idle.
+    pub(crate) fn timeout(&self, key: &Key, state: u8) -> Ns {
+        let timeouts = &self.timeouts;
+        let timeout = match state {
+            _ if key.protocol() == UDP => timeouts.udp,
+            STATE_CLOSING => timeouts.closing,
+            STATE_RESET => timeouts.reset,
+            _ => timeouts.established,
+        };
+        timeout.as_nanos() as Ns
+    }
+
     /// What `rng` makes up.
     pub(crate) fn new(rng: &mut Rng) -> Self {
         let sizes = Sizes {
@@ -106,9 +129,11 @@ impl Plan {
                 interval: Duration::from_millis(rng.pick(&[10, 20, 20]).unwrap_or(20)),
                 misses: rng.pick(&[3, 5, 5]).unwrap_or(5) as u32,
             },
-            timeouts: timeouts(rng.chance(350)),
+            timeouts: timeouts(rng.pick(&[LASTING, LASTING, LASTING, SHORT, BRISK, HASTY]).unwrap_or(LASTING)),
             first_packet: rng.chance(200),
-            protocol: TCP,
+            direct: rng.chance(500),
+            protocol: if rng.chance(150) { SCTP } else { TCP },
+            affinity: rng.chance(200),
             splitters: rng.pick(&[0, 100, 400]).unwrap_or(0),
             hash_key: [rng.next(), rng.next()],
             sweep_interval: 800 * MS,
@@ -130,9 +155,17 @@ impl Plan {
     }
 }
 
-/// Longer than a client's silence and a cut taken together; short ones end within a run.
-fn timeouts(are_short: bool) -> Timeouts {
-    let [closing, reset, udp] = if are_short { [9, 8, 10] } else { [60; 3] }.map(Duration::from_secs);
-    let (young, established) = (Duration::from_secs(3), Duration::from_secs(60));
-    Timeouts { young, established, closing, reset, udp, ..Timeouts::default() }
+/// Seconds after which idle flows end: established ones, closing, reset, UDP. Longer than a run.
+const LASTING: [u64; 4] = [60; 4];
+/// Longer than a client's silence and a cut taken together; they end within a run.
+const SHORT: [u64; 4] = [60, 9, 8, 10];
+/// Shorter than most connections: they live by their packets, whoever sees those.
+const BRISK: [u64; 4] = [5; 4];
+/// Shorter than some silences: what ends where it was not seen goes on where it is seen again.
+const HASTY: [u64; 4] = [3; 4];
+
+fn timeouts(seconds: [u64; 4]) -> Timeouts {
+    let [established, closing, reset, udp] = seconds.map(Duration::from_secs);
+    let young = Duration::from_secs(3);
+    Timeouts { young, established, closing, reset, udp, sctp: established, sctp_closing: closing }
 }

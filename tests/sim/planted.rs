@@ -45,6 +45,21 @@ fn planted_state_of_an_error_is_caught() {
 }
 
 #[test]
+fn planted_detour_is_caught() {
+    caught(Mutation::ForgetsDirect, &[Invariant::DirectDelivery]);
+}
+
+#[test]
+fn planted_end_without_a_question_is_caught() {
+    caught(Mutation::ExpiresUnasked, &[Invariant::NoEarlyExpiry]);
+}
+
+#[test]
+fn planted_secret_traffic_is_caught() {
+    caught(Mutation::HidesTraffic, &[Invariant::NoEarlyExpiry]);
+}
+
+#[test]
 fn planted_eviction_is_caught() {
     caught(Mutation::EvictsForNewcomers, &[Invariant::NoEviction]);
 }
