@@ -110,6 +110,7 @@ impl Datapath {
         let mut packet = segment.packet;
         match self.mutation {
             Mutation::HandsOffTunnelPackets => packet.via_peer = false,
+            Mutation::OverlooksMarks => packet.outer.tos = 0,
             Mutation::TakesQuotesForPackets => packet.part = Part::Whole,
             _ => {}
         }

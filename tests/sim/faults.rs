@@ -77,7 +77,7 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 28] = [
+pub(crate) const FAULTS: [&str; 30] = [
     "agent killed",
     "agent paused",
     "host crashed",
@@ -104,6 +104,8 @@ pub(crate) const FAULTS: [&str; 28] = [
     "ICMP error",
     "datagram in fragments",
     "direct delivery",
+    "hand_off_second_chance",
+    "deliver_second_chance",
     "direct delivery of a dead owner's flow",
     "session broken",
 ];

@@ -128,10 +128,6 @@ impl World {
             self.stats.count("wrong server: the member had no room for the flow");
             return;
         }
-        if self.is_hit_of_an_unready_owner(delivery) {
-            self.stats.count("wrong server: a hit was handed to an owner that is not ready (open)");
-            return;
-        }
         let knows = before.is_some_and(|entry| {
             let datapath = self.hosts.get(member).and_then(|host| host.datapath.as_ref());
             is_recorded(&entry) && datapath.and_then(|datapath| datapath.backend_address(entry.backend)) == Some(server)
@@ -152,15 +148,6 @@ impl World {
                 backend[15]
             )
         });
-    }
-
-    /// Open: forwarding is enough for a hit, so a known flow is handed to an owner whose agent is dead or has just started.
-    ///
-    /// If the flow is younger than that agent's death, the owner does not know it, and answers from an old ring.
-    fn is_hit_of_an_unready_owner(&self, delivery: &Delivery) -> bool {
-        let since = self.now.saturating_sub(GRACE);
-        let is_ready = self.hosts.get(&delivery.member).is_some_and(|host| host.ready_since(since));
-        delivery.segment.is_known && delivery.before.is_none() && !is_ready
     }
 
     /// A healthy member that has long had the flow's record, and that both `member` and `receiver` can reach.
@@ -209,7 +196,10 @@ impl World {
             let host = self.hosts.get(&id);
             host.is_some_and(|host| host.enlisted && host.ready_since(since) && host.agent_changed <= since)
         };
-        if receiver != owner.id && !(is_sound(receiver) && self.network.worked_since(receiver, owner.id, since)) {
+        // Whoever handed it over decided by its own masks; one that was handed back is so by a peer's.
+        let handed_by = delivery.segment.handed_by;
+        let mut handers = self.hosts.keys().copied().filter(|&id| handed_by & bit(id) != 0);
+        if !handers.all(|id| is_sound(id) && self.network.worked_since(id, owner.id, since)) {
             return;
         }
         // A dead agent's masks know nobody who became ready later, nor do those that a new agent has not yet replaced.

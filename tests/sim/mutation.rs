@@ -52,6 +52,8 @@ pub(crate) enum Mutation {
     ExpiresUnasked,
     /// The sweep does not show that packets have passed.
     HidesTraffic,
+    /// A marked packet is handed on.
+    OverlooksMarks,
     /// An ICMP error counts as a packet of the flow that it quotes.
     TakesQuotesForPackets,
 }

@@ -1,6 +1,6 @@
 //! A packet's way through the members, watched by the oracle.
 
-use lb_common::{packet::Part, reason::Reason};
+use lb_common::{packet::Part, rank::bit, reason::Reason};
 use lb_userspace::core::Key;
 
 use crate::{
@@ -92,6 +92,7 @@ impl World {
             Way::Member(to, outer) => {
                 let may_be_handed_on = reason == Reason::HandOffSecondChance && !segment.packet.is_marked();
                 segment.hand_offs += 1;
+                segment.handed_by |= bit(member);
                 segment.is_known |= before.is_some();
                 if segment.hand_offs > 1 && !may_be_handed_on {
                     self.violate(Invariant::OneHandOff, || format!("member {member} hands on what a peer gave it"));

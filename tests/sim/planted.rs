@@ -60,6 +60,11 @@ fn planted_secret_traffic_is_caught() {
 }
 
 #[test]
+fn planted_second_hand_off_of_marked_packets_is_caught() {
+    caught(Mutation::OverlooksMarks, &[Invariant::OneHandOff]);
+}
+
+#[test]
 fn planted_eviction_is_caught() {
     caught(Mutation::EvictsForNewcomers, &[Invariant::NoEviction]);
 }

@@ -45,6 +45,8 @@ pub(crate) struct Segment {
     pub(crate) is_known: bool,
     /// How often it was handed off.
     pub(crate) hand_offs: u8,
+    /// By whom: a mask.
+    pub(crate) handed_by: u64,
     /// The client's number of it, which an answer repeats.
     pub(crate) number: u32,
 }
@@ -96,7 +98,18 @@ impl Segment {
             outer: OuterFields::default(),
             at: ETHERNET,
         };
-        Self { packet, flow: key, role, conn, server: None, receiver: 0, is_known: false, hand_offs: 0, number: 0 }
+        Self {
+            packet,
+            flow: key,
+            role,
+            conn,
+            server: None,
+            receiver: 0,
+            is_known: false,
+            hand_offs: 0,
+            handed_by: 0,
+            number: 0,
+        }
     }
 
     /// Its two fragments; the second says nothing of ports (`parse::transport`).

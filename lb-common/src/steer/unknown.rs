@@ -2,7 +2,7 @@
 
 use super::{
     Flows, Inserted, Tables, Verdict, Way, deliver,
-    owner::{acting_owner, eligible, forwarding, hand_off_target},
+    owner::{acting_owner, eligible, hand_off_target},
 };
 use crate::{
     flow::{
@@ -46,7 +46,8 @@ pub(super) fn steer_unknown<'t, K: FlowKey, T: Flows<K>>(
     let may_be_others = shape != SYN && !packet.is_marked() && tables.now_ns() < tables.liveness().doubt_until_ns;
     // What is remembered of the tuple began here: it is nobody else's.
     if may_be_others && remembered(tables, &packet.key).is_none() {
-        let others = forwarding(tables) & node.configured & !bit(node.id);
+        // Not one that answers from a ring that nobody keeps up to date.
+        let others = eligible(tables) & node.configured & !bit(node.id);
         let other = tables.rank(hash, others).primary;
         if let Some(peer) = hand_off_target(tables, other) {
             let reason = Reason::HandOffSecondChance;
