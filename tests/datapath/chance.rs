@@ -53,12 +53,15 @@ fn in_doubt_a_packet_of_an_unknown_flow_asks_the_member_that_may_know_it() {
     for ttl in [0, 1] {
         rig.ends(&Datagram::tcp(port, ".").ttl(ttl).frame(), Reason::DropTtl);
     }
-    // A connection that begins is known to nobody.
-    let syn = Datagram::tcp(port, "S");
-    rig.delivers(&syn, rig.stateless(&syn), Reason::DeliverStateless);
+    // A connection that begins is known to nobody else, and neither are its next packets.
+    let begins = port_ranked(&rig.world, &[1, 2, 3]);
+    for flags in ["S", "."] {
+        let packet = Datagram::tcp(begins, flags);
+        rig.delivers(&packet, rig.stateless(&packet), Reason::DeliverStateless);
+    }
     // The next one, where the best is dead; nobody, where all are; and after the window.
     let ack = Datagram::tcp(port, ".");
-    rig.change(|world| world.liveness.forwarding = bit(1) | bit(2));
+    rig.change(|world| (world.liveness.forwarding, world.liveness.eligible) = (bit(1) | bit(2), bit(1) | bit(2)));
     rig.becomes(&ack.frame(), &ack.asking(&rig.world.members[&2]), Reason::HandOffSecondChance);
     rig.change(|world| (world.liveness.forwarding, world.liveness.eligible) = (bit(1), bit(1)));
     rig.delivers(&ack, rig.stateless(&ack), Reason::DeliverStateless);
@@ -111,8 +114,8 @@ fn a_marked_packet_is_never_handed_on() {
     let expected = v6.delivered(&rig.world.backends[&rig.stateless(&v6)]);
     rig.becomes(&v6.tunnelled(member_address(3), SECOND_CHANCE), &expected, Reason::DeliverStateless);
     // The mark is the tunnel's: on a packet from the wire it is a traffic class like any other.
-    let ack = Datagram::tcp(port_ranked(&rig.world, &[1, 2]), ".").tos(SECOND_CHANCE);
-    rig.becomes(&ack.frame(), &ack.asking(&rig.world.members[&2]), Reason::HandOffSecondChance);
+    let ack = Datagram::tcp(port_ranked(&rig.world, &[1, 3]), ".").tos(SECOND_CHANCE);
+    rig.becomes(&ack.frame(), &ack.asking(&rig.world.members[&3]), Reason::HandOffSecondChance);
 }
 
 #[test]
