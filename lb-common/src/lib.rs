@@ -19,6 +19,7 @@ pub mod address;
 pub mod bench;
 pub mod bytes;
 pub mod checksum;
+pub mod clamp;
 pub mod decap;
 pub mod flow;
 pub mod hash;

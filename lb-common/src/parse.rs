@@ -16,6 +16,7 @@ use network_types::{
     udp::UdpHdr,
 };
 
+pub(crate) use self::ip::{class_v6, is_fragment};
 pub use self::{
     extension::{Walk, walk},
     link::Link,
@@ -276,10 +277,10 @@ pub fn arrival<F: Frame + ?Sized, T: Tables>(frame: &F, tables: &T, place: Place
     let node = tables.node();
     let (protocol, source, is_plain, inner, length, tos) = if place.is_v6 {
         let Some(ip) = frame.header::<Ipv6Hdr>(place.at) else { return Arrival::End(Reason::NotIp) };
-        (ip.next_hdr, ip.src_addr, true, place.at + IPV6, IPV6 + be16(ip.payload_len), ip::class_v6(ip))
+        (ip.next_hdr, ip.src_addr, true, place.at + IPV6, IPV6 + be16(ip.payload_len), class_v6(ip))
     } else {
         let Some(ip) = frame.header::<Ipv4Hdr>(place.at) else { return Arrival::End(Reason::NotIp) };
-        let is_plain = ip.vihl == 0x45 && !ip::is_fragment(ip);
+        let is_plain = ip.vihl == 0x45 && !is_fragment(ip);
         (ip.proto, mapped(ip.src_addr), is_plain, place.at + IPV4, be16(ip.tot_len), ip.tos)
     };
     let on_cluster_interface = node.cluster_ifindex == 0 || node.cluster_ifindex == ingress;

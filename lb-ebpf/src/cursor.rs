@@ -6,7 +6,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::xdp_md,
     helpers::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
-    programs::XdpContext,
+    programs::{TcContext, XdpContext},
 };
 use lb_common::{
     bytes::Header,
@@ -96,12 +96,17 @@ impl<'c> Cursor<'c> {
 
     #[inline(always)]
     fn address<T>(&self, offset: usize) -> Option<usize> {
-        let (start, end) = (self.ctx.data(), self.ctx.data_end());
-        if offset > OFFSET_MAX || start + offset + size_of::<T>() > end {
-            return None;
-        }
-        Some(start + offset)
+        address::<T>(self.ctx.data(), self.ctx.data_end(), offset)
     }
+}
+
+/// Where the frame from `start` to `end` holds a `T`.
+#[inline(always)]
+fn address<T>(start: usize, end: usize, offset: usize) -> Option<usize> {
+    if offset > OFFSET_MAX || start + offset + size_of::<T>() > end {
+        return None;
+    }
+    Some(start + offset)
 }
 
 impl Frame for Cursor<'_> {
@@ -119,6 +124,32 @@ impl Frame for Cursor<'_> {
     #[inline(always)]
     fn walk(&self, next: u8, at: usize) -> Walk {
         Walk::unpack(walk_extensions(self.ctx.as_ptr().cast(), u32::from(next), at as u32))
+    }
+}
+
+/// A frame that leaves, as far as it lies in the socket buffer's head; the kernel puts the headers there.
+pub(crate) struct Leaving<'c> {
+    ctx: &'c TcContext,
+}
+
+impl<'c> Leaving<'c> {
+    /// The frame that the program was called for.
+    #[inline(always)]
+    pub(crate) const fn new(ctx: &'c TcContext) -> Self {
+        Self { ctx }
+    }
+}
+
+impl Frame for Leaving<'_> {
+    #[inline(always)]
+    fn header<T: Header>(&self, offset: usize) -> Option<&T> {
+        // SAFETY: `address` proved that the head holds a `T` there; a `Header` accepts any bytes at any alignment.
+        address::<T>(self.ctx.data(), self.ctx.data_end(), offset).map(|address| unsafe { &*(address as *const T) })
+    }
+
+    #[inline(always)]
+    fn length(&self) -> usize {
+        self.ctx.len() as usize
     }
 }
 

@@ -3,25 +3,39 @@
 use aya_ebpf::{bindings::xdp_action, btf_maps::lpm_trie::Key, macros::xdp, programs::XdpContext};
 use lb_common::{
     address::Address,
-    decap::{DecapTables, Outcome, judge},
-    packet::{ETHERNET, IPV4, IpFields},
+    bytes::store16,
+    decap::{DecapTables, Outcome, Strip, judge},
+    packet::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4, IPV6},
     parse::Frame as _,
 };
 
-use crate::{cursor::Cursor, maps};
+use crate::{cursor::Cursor, forward::Link, maps};
 
 /// Passes everything up: a packet from a balancer for a VIP without its outer header, all else untouched.
 #[xdp]
 fn decap(ctx: XdpContext) -> u32 {
-    let cursor = Cursor::linear(&ctx);
-    let bytes = cursor.length();
-    let outcome = match judge(&cursor, &Maps) {
-        Ok(inner) => strip(&cursor, inner),
+    run(&Cursor::linear(&ctx))
+}
+
+/// The same for frames that lie in several buffers (kernel 5.18, c2f2cdbeffda): MTUs beyond a page.
+#[xdp(frags)]
+fn decap_frags(ctx: XdpContext) -> u32 {
+    run(&Cursor::multi_buffer(&ctx))
+}
+
+#[inline(always)]
+fn run(cursor: &Cursor<'_>) -> u32 {
+    let outcome = match judge(cursor, &Maps) {
+        Ok(found) => strip(cursor, &found).unwrap_or(Outcome::PassedMalformed),
         Err(outcome) => outcome,
     };
-    maps::add(maps::DECAP_COUNTERS.get_ptr_mut(outcome as u32), bytes);
+    maps::add(maps::DECAP_COUNTERS.get_ptr_mut(outcome as u32), cursor.length());
     match outcome {
-        Outcome::Passed | Outcome::Stripped => xdp_action::XDP_PASS,
+        Outcome::Passed
+        | Outcome::Stripped
+        | Outcome::PassedStranger
+        | Outcome::PassedNoVip
+        | Outcome::PassedMalformed => xdp_action::XDP_PASS,
         Outcome::DroppedCongestion => xdp_action::XDP_DROP,
     }
 }
@@ -30,29 +44,41 @@ struct Maps;
 
 impl DecapTables for Maps {
     #[inline(always)]
-    fn is_balancer(&self, address: &Address) -> bool {
-        maps::DECAP_FROM.get(&Key::new(128, *address)).is_some()
+    fn is_balancer(&self, family: usize, address: &Address) -> bool {
+        maps::DECAP_FROM.get(&Key::new(128, *address)).is_some_and(|of| *of as usize == family)
     }
 
     #[inline(always)]
-    fn is_vip(&self, address: &Address) -> bool {
-        // SAFETY: only its presence matters.
-        unsafe { maps::DECAP_VIPS.get(address) }.is_some()
+    fn is_vip(&self, family: usize, address: &Address) -> bool {
+        is_vip(family, address)
     }
 }
 
-/// The Ethernet header moves up to the inner packet, over the outer one.
+/// Whether `address` is a VIP of this server.
 #[inline(always)]
-fn strip(cursor: &Cursor<'_>, inner: IpFields) -> Outcome {
-    let Some(ethernet) = cursor.header::<[u8; ETHERNET]>(0).copied() else { return Outcome::Passed };
-    if !cursor.move_head(IPV4 as i32) {
-        return Outcome::Passed;
+pub(crate) fn is_vip(family: usize, address: &Address) -> bool {
+    // SAFETY: the value is one word; a concurrent update is seen whole or not at all.
+    unsafe { maps::DECAP_VIPS.get(address) }.is_some_and(|of| *of as usize == family)
+}
+
+/// The link-layer header moves up to the inner packet, over the outer header.
+#[inline(always)]
+fn strip(cursor: &Cursor<'_>, found: &Strip) -> Option<Outcome> {
+    let way = Link::of(cursor, found.link)?;
+    if !cursor.move_head(found.outer as i32) {
+        return None;
     }
-    if let Some(front) = cursor.header_mut::<[u8; ETHERNET + IPV4]>(0) {
-        let (link, ip) = front.split_at_mut(ETHERNET);
-        link.copy_from_slice(&ethernet);
+    let inner = &found.inner;
+    if found.is_v6 {
+        way.write(cursor, ETHERTYPE_IPV6)?;
+        let ip = cursor.header_mut::<[u8; IPV6]>(found.link)?;
+        ip[0] = 0x60 | inner.tos >> 4;
+        ip[1] = inner.tos << 4 | inner.label;
+    } else {
+        way.write(cursor, ETHERTYPE_IPV4)?;
+        let ip = cursor.header_mut::<[u8; IPV4]>(found.link)?;
         ip[1] = inner.tos;
-        [ip[10], ip[11]] = inner.checksum.to_ne_bytes();
+        store16::<10, _>(ip, inner.checksum);
     }
-    Outcome::Stripped
+    Some(Outcome::Stripped)
 }

@@ -89,10 +89,17 @@ impl Link {
     /// The way back to the sender of a frame, whose link-layer header has `length` bytes.
     #[inline(always)]
     pub(crate) fn back(cursor: &Cursor<'_>, length: usize) -> Option<Self> {
+        let way = Self::of(cursor, length)?;
+        Some(Self { destination: way.source, source: way.destination, ..way })
+    }
+
+    /// The way that a frame came, whose link-layer header has `length` bytes.
+    #[inline(always)]
+    pub(crate) fn of(cursor: &Cursor<'_>, length: usize) -> Option<Self> {
         let ethernet = cursor.header::<[u8; ETHERNET + 8]>(0)?;
         Some(Self {
-            destination: (load32::<6, _>(ethernet), load16::<10, _>(ethernet)),
-            source: (load32::<0, _>(ethernet), load16::<4, _>(ethernet)),
+            destination: (load32::<0, _>(ethernet), load16::<4, _>(ethernet)),
+            source: (load32::<6, _>(ethernet), load16::<10, _>(ethernet)),
             tags: (load32::<12, _>(ethernet), load32::<16, _>(ethernet)),
             tag_bytes: length - ETHERNET,
         })

@@ -6,7 +6,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::Address,
-    decap,
+    clamp, decap,
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     liveness::{Heard, Liveness},
     maps::{
@@ -138,6 +138,14 @@ pub(crate) static DECAP_VIPS: HashMap<Address, u32, { decap::DECAP_ENTRIES as us
 /// `decap`: written by XDP.
 #[btf_map(name = "decap_counters")]
 pub(crate) static DECAP_COUNTERS: PerCpuArray<Counter, { decap::Outcome::ALL.len() }> = PerCpuArray::new();
+
+/// `clamp`: written by the command of `decap`.
+#[btf_map(name = "clamp_mss")]
+pub(crate) static CLAMP_MSS: Array<u32, 2> = Array::new();
+
+/// `clamp`: written by the program.
+#[btf_map(name = "clamp_counters")]
+pub(crate) static CLAMP_COUNTERS: PerCpuArray<Counter, { clamp::Outcome::ALL.len() }> = PerCpuArray::new();
 
 /// Counts a packet of `frame_bytes` bytes, a link-layer header among them.
 #[inline(always)]

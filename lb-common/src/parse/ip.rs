@@ -28,13 +28,13 @@ pub(super) const DESTINATION_V6: usize = offset_of!(Ipv6Hdr, dst_addr);
 
 /// More fragments to come, or not the first one (RFC 791).
 #[inline(always)]
-pub(super) fn is_fragment(ip: &Ipv4Hdr) -> bool {
+pub(crate) fn is_fragment(ip: &Ipv4Hdr) -> bool {
     u16::from_be_bytes(ip.frags) & 0x3fff != 0
 }
 
 /// The traffic class.
 #[inline(always)]
-pub(super) fn class_v6(ip: &Ipv6Hdr) -> u8 {
+pub(crate) fn class_v6(ip: &Ipv6Hdr) -> u8 {
     ip.vcf[0] << 4 | ip.vcf[1] >> 4
 }
 
