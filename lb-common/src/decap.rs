@@ -99,8 +99,11 @@ pub fn judge<F: Frame + ?Sized, T: DecapTables>(frame: &F, tables: &T) -> Result
     let at = link.length + outer.bytes;
     let end = outer.end.min(frame.length());
     let is_v6 = outer.protocol == IPV6_IN_IP;
-    let inner =
-        if is_v6 { inner_v6(frame, tables, at, end, outer.fields) } else { inner_v4(frame, tables, at, end, outer.fields) };
+    let inner = if is_v6 {
+        inner_v6(frame, tables, at, end, outer.fields)
+    } else {
+        inner_v4(frame, tables, at, end, outer.fields)
+    };
     Ok(Strip { link: link.length, outer: outer.bytes, is_v6, inner: inner? })
 }
 

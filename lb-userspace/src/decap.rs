@@ -1,24 +1,40 @@
-//! `tandem decap`: takes the outer header off packets from the balancers, on a server without a tunnel device.
+//! `tandem decap`: takes the outer header off packets from the balancers, on a server without a tunnel device; and there
+//! lowers the segment size that clients are told, where the links have no room for the outer header.
 
-use std::{
-    fmt,
-    io::Write as _,
-    net::{AddrParseError, Ipv4Addr},
-    str::FromStr,
+mod mss;
+mod prefix;
+
+use std::{io::Write as _, net::IpAddr};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray},
+    programs::tc::SchedClassifierLink,
 };
-
-use aya::maps::{HashMap, LpmTrie, Map, MapData, MapError, lpm_trie::Key};
 use lb_common::{
-    address::{Address, mapped},
-    decap::{DECAP_ENTRIES, DECAP_FROM, DECAP_VIPS},
+    address::Address,
+    clamp::{self, CLAMP_COUNTERS, CLAMP_MSS},
+    decap::{self, DECAP_COUNTERS, DECAP_ENTRIES, DECAP_FROM, DECAP_VIPS},
+    node::V6,
+    packet::{IPV4, IPV6},
+    reason::Counter,
 };
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::info;
+use tracing::{info, warn};
 
-use crate::io::{
-    attach::{self, Mode},
-    datapath::{self, DatapathError},
-    netlink::Netlink,
+pub use self::{
+    mss::{Mss, NoMss, TooNarrow},
+    prefix::{Prefix, PrefixError, Vip, VipError},
+};
+use crate::{
+    config::MultiBuffer,
+    io::{
+        attach::{self, Mode},
+        datapath::{self, DatapathError, Entry},
+        egress,
+        netlink::Netlink,
+    },
 };
 
 /// What the command line says.
@@ -29,131 +45,151 @@ pub struct Options {
     /// Where the balancers are.
     pub from: Vec<Prefix>,
     /// For which addresses.
-    pub vips: Vec<Ipv4Addr>,
+    pub vips: Vec<Vip>,
+    /// The largest segment size that SYNs from the VIPs may name, if there is a bound.
+    pub mss: Option<Mss>,
+    /// The interface that answers leave by, if it is another one.
+    pub egress: Option<String>,
     /// How the program is attached.
     pub mode: Mode,
 }
 
-/// An IPv4 prefix; written as one, or as an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Prefix {
-    address: Ipv4Addr,
-    length: u8,
+/// Packets of one outcome since the program was attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Count {
+    /// The program: `decap` or `clamp`.
+    pub program: &'static str,
+    /// What it did with them.
+    pub outcome: &'static str,
+    /// How many, summed over the CPUs.
+    pub counter: Counter,
 }
 
-/// What is wrong with a prefix.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub enum PrefixError {
-    /// The part before the slash.
-    #[error("not an IPv4 address: {0}")]
-    Address(#[from] AddrParseError),
-    /// The part after the slash.
-    #[error("the length of an IPv4 prefix is a number from 0 to 32")]
-    Length,
-    /// An address within the prefix instead of the prefix.
-    #[error("has bits set beyond its length; the prefix is {0}")]
-    HostBits(Prefix),
-}
-
-/// Attaches the program, prints "ready", and detaches at SIGTERM or SIGINT.
+/// Attaches the programs, prints "ready", and detaches them at SIGTERM or SIGINT; at SIGUSR1 and in the end `report`s what
+/// became of the packets.
 ///
 /// # Errors
 ///
-/// The program cannot be loaded or attached; packets are then treated as before.
-pub fn run(options: &Options) -> anyhow::Result<()> {
+/// A program cannot be loaded or attached; packets are then treated as before.
+pub fn run(options: &Options, report: impl Fn(&[Count])) -> anyhow::Result<()> {
     anyhow::ensure!(!options.from.is_empty(), "--from needs at least one prefix");
     anyhow::ensure!(!options.vips.is_empty(), "--vip needs at least one address");
     for (option, given) in [("--from", options.from.len()), ("--vip", options.vips.len())] {
         anyhow::ensure!(given <= DECAP_ENTRIES as usize, "{option} takes at most {DECAP_ENTRIES}");
     }
+    anyhow::ensure!(options.mss.is_some() || options.egress.is_none(), "--egress is where --mss works: it needs --mss");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(attached(options))
+    runtime.block_on(attached(options, report))
 }
 
-async fn attached(options: &Options) -> anyhow::Result<()> {
+async fn attached(options: &Options, report: impl Fn(&[Count])) -> anyhow::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut ask = signal(SignalKind::user_defined1())?;
     let mut netlink = Netlink::open()?;
     // Asked before anything is loaded, and again by attaching.
-    attach::unoccupied(&mut netlink, &options.interface)?;
-    let mut ebpf = datapath::load_decap()?;
+    let way_in = attach::unoccupied(&mut netlink, &options.interface)?;
+    let name = Entry::of(MultiBuffer::Auto, options.mode, way_in.mtu).decap();
+    let mut ebpf = datapath::load_decap(name)?;
     fill(&mut ebpf, options)?;
-    let program = datapath::program(&mut ebpf, "decap")?;
+    options.vips.iter().try_for_each(|vip| check_held(&mut netlink, vip.address()))?;
+    let egress = clamp(&mut ebpf, options, &mut netlink, way_in.mtu)?;
+    let counters = Counters::of(&mut ebpf, egress.is_some())?;
+    let program = datapath::program(&mut ebpf, name)?;
     let link = attach::attach_unpinned(&mut netlink, &options.interface, program, options.mode)?;
     println!("ready");
     std::io::stdout().flush()?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = ask.recv() => report(&counters.read()?),
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
     }
-    drop(link);
+    drop((link, egress));
     info!(interface = options.interface, "detached");
+    report(&counters.read()?);
     Ok(())
 }
 
-fn fill(ebpf: &mut aya::Ebpf, options: &Options) -> Result<(), DatapathError> {
-    let mut from: LpmTrie<MapData, Address, u32> = map(ebpf, DECAP_FROM)?;
+fn fill(ebpf: &mut Ebpf, options: &Options) -> Result<(), DatapathError> {
+    let mut from: LpmTrie<MapData, Address, u32> = datapath::take(ebpf, DECAP_FROM)?;
     for prefix in &options.from {
-        from.insert(&prefix.key(), 1, 0).map_err(|error| DatapathError::Map { name: DECAP_FROM, error })?;
+        let inserted = from.insert(&prefix.key(), prefix.family() as u32, 0);
+        inserted.map_err(|error| DatapathError::Map { name: DECAP_FROM, error })?;
     }
-    let mut vips: HashMap<MapData, Address, u32> = map(ebpf, DECAP_VIPS)?;
+    let mut vips: HashMap<MapData, Address, u32> = datapath::take(ebpf, DECAP_VIPS)?;
     for vip in &options.vips {
-        vips.insert(mapped(vip.octets()), 1, 0).map_err(|error| DatapathError::Map { name: DECAP_VIPS, error })?;
+        let inserted = vips.insert(vip.key(), vip.family() as u32, 0);
+        inserted.map_err(|error| DatapathError::Map { name: DECAP_VIPS, error })?;
     }
     Ok(())
 }
 
-fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut aya::Ebpf, name: &'static str) -> Result<T, DatapathError> {
-    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
-    T::try_from(map).map_err(|error| DatapathError::Map { name, error })
-}
-
-impl Prefix {
-    /// Over the v4-mapped address.
-    fn key(&self) -> Key<Address> {
-        Key::new(96 + u32::from(self.length), mapped(self.address.octets()))
+/// What loses its outer header goes on to this host's own stack, which must hold the VIP to take it.
+fn check_held(netlink: &mut Netlink, vip: IpAddr) -> anyhow::Result<()> {
+    if !netlink.route(vip)?.is_some_and(|route| route.local) {
+        let bits = if vip.is_ipv4() { 32 } else { 128 };
+        warn!("this host does not hold {vip}: `ip addr add {vip}/{bits} dev lo`");
     }
+    Ok(())
 }
 
-impl FromStr for Prefix {
-    type Err = PrefixError;
-
-    fn from_str(text: &str) -> Result<Self, PrefixError> {
-        let (address, length) = text.split_once('/').unwrap_or((text, "32"));
-        let address: Ipv4Addr = address.parse()?;
-        let length = length.parse().ok().filter(|length| *length <= 32).ok_or(PrefixError::Length)?;
-        let network = address.to_bits() & u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or(0);
-        let prefix = Self { address: network.into(), length };
-        if prefix.address == address { Ok(prefix) } else { Err(PrefixError::HostBits(prefix)) }
+/// Attaches the clamp, if it is wanted.
+fn clamp(
+    ebpf: &mut Ebpf,
+    options: &Options,
+    netlink: &mut Netlink,
+    mtu: u32,
+) -> anyhow::Result<Option<SchedClassifierLink>> {
+    let Some(mss) = options.mss else { return Ok(None) };
+    let outer = if options.from.iter().any(|prefix| prefix.family() == V6) { IPV6 } else { IPV4 };
+    let bounds = mss.bounds(mtu, outer).with_context(|| format!("--mss {mss} on {}", options.interface))?;
+    let mut map: Array<MapData, u32> = datapath::take(ebpf, CLAMP_MSS)?;
+    for (family, bound) in (0..).zip(bounds) {
+        map.set(family, u32::from(bound), 0).map_err(|error| DatapathError::Map { name: CLAMP_MSS, error })?;
     }
+    let interface = options.egress.as_ref().unwrap_or(&options.interface);
+    netlink.link_by_name(interface)?.with_context(|| format!("there is no interface {interface}"))?;
+    let program = datapath::load_clamp(ebpf)?;
+    let link = egress::attach(program, interface)
+        .with_context(|| format!("cannot attach the clamp to what leaves {interface}"))?;
+    let [v4, v6] = bounds;
+    info!(interface, v4, v6, "SYNs from the VIPs name no larger segments");
+    Ok(Some(link))
 }
 
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
+/// The programs' counters.
+struct Counters {
+    decap: PerCpuArray<MapData, Counter>,
+    clamp: Option<PerCpuArray<MapData, Counter>>,
+}
+
+impl Counters {
+    fn of(ebpf: &mut Ebpf, has_clamp: bool) -> Result<Self, DatapathError> {
+        let clamp = has_clamp.then(|| datapath::take(ebpf, CLAMP_COUNTERS)).transpose()?;
+        Ok(Self { decap: datapath::take(ebpf, DECAP_COUNTERS)?, clamp })
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn prefixes_are_read_and_bad_ones_refused() {
-        for good in ["10.0.1.0/24", "0.0.0.0/0", "10.0.1.11/32", "128.0.0.0/1"] {
-            assert_eq!(good.parse::<Prefix>().unwrap().to_string(), good);
+    fn read(&self) -> Result<Vec<Count>, DatapathError> {
+        let mut counts = Vec::new();
+        for outcome in decap::Outcome::ALL {
+            let counter = sum(&self.decap, DECAP_COUNTERS, outcome as u32)?;
+            counts.push(Count { program: "decap", outcome: outcome.name(), counter });
         }
-        assert_eq!("10.0.1.11".parse::<Prefix>().unwrap().to_string(), "10.0.1.11/32");
-        for bad in ["", "/", "10.0.1/24", "10.0.1.0/33", "10.0.1.0/-1", "10.0.1.0/", "::1/64", "10.0.1.0/24/1"] {
-            assert!(bad.parse::<Prefix>().is_err(), "{bad}");
+        if let Some(map) = &self.clamp {
+            for outcome in clamp::Outcome::ALL {
+                let counter = sum(map, CLAMP_COUNTERS, outcome as u32)?;
+                counts.push(Count { program: "clamp", outcome: outcome.name(), counter });
+            }
         }
-        let error = "10.0.1.1/24".parse::<Prefix>().unwrap_err();
-        assert_eq!(error.to_string(), "has bits set beyond its length; the prefix is 10.0.1.0/24");
+        Ok(counts)
     }
+}
 
-    #[test]
-    fn a_prefix_covers_the_mapped_addresses() {
-        let key = "10.0.0.0/8".parse::<Prefix>().unwrap().key();
-        assert_eq!(key.prefix_len(), 104);
-        assert_eq!(key.data(), mapped([10, 0, 0, 0]));
-    }
+fn sum(map: &PerCpuArray<MapData, Counter>, name: &'static str, index: u32) -> Result<Counter, DatapathError> {
+    let values = map.get(&index, 0).map_err(|error| DatapathError::Map { name, error })?;
+    Ok(values.iter().fold(Counter { packets: 0, bytes: 0 }, |sum, value| Counter {
+        packets: sum.packets + value.packets,
+        bytes: sum.bytes + value.bytes,
+    }))
 }

@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod clock;
 pub mod complaint;
 pub mod datapath;
+pub mod egress;
 pub mod events;
 pub mod flows;
 pub mod interfaces;

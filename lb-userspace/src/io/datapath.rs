@@ -14,7 +14,7 @@ use aya::{
         xdp::{DevMapHash, XdpMapError},
     },
     pin::PinError,
-    programs::{ProgramError, Xdp},
+    programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::{Object, ParseError};
 use lb_common::{decap, maps};
@@ -150,6 +150,14 @@ impl Entry {
         match self {
             Self::Linear => "balancer",
             Self::MultiBuffer => "balancer_frags",
+        }
+    }
+
+    /// The same of the program that takes outer headers off.
+    pub const fn decap(self) -> &'static str {
+        match self {
+            Self::Linear => "decap",
+            Self::MultiBuffer => "decap_frags",
         }
     }
 
@@ -319,7 +327,8 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError
     program(ebpf, name)?.load().map_err(|error| DatapathError::Program { name, error })
 }
 
-fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError> {
+/// The map `name`, as a typed one.
+pub fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError> {
     let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
     T::try_from(map).map_err(|error| DatapathError::Map { name, error })
 }
@@ -339,8 +348,8 @@ const LARGE_BALANCER_MAPS: [&str; 10] = [
     maps::BACKEND_COUNT,
 ];
 
-/// Loads the object for `decap`: no pins, and the balancer's maps as small as they can be.
-pub fn load_decap() -> Result<Ebpf, DatapathError> {
+/// Loads the object for the program `name`, one of `Entry::decap`: no pins, and the balancer's maps as small as they can be.
+pub fn load_decap(name: &'static str) -> Result<Ebpf, DatapathError> {
     attach::check_host()?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
@@ -349,7 +358,7 @@ pub fn load_decap() -> Result<Ebpf, DatapathError> {
     }
     let mut ebpf = loader.load(OBJECT)?;
     start_log(&mut ebpf);
-    load_program(&mut ebpf, "decap")?;
+    load_program(&mut ebpf, name)?;
     Ok(ebpf)
 }
 
@@ -357,6 +366,16 @@ pub fn load_decap() -> Result<Ebpf, DatapathError> {
 pub fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
     let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
     program.try_into().map_err(|error| DatapathError::Program { name, error })
+}
+
+/// The program that lowers the segment size of SYNs from VIPs, loaded.
+pub fn load_clamp(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
+    const NAME: &str = "clamp";
+    let failed = |error| DatapathError::Program { name: NAME, error };
+    let program = ebpf.program_mut(NAME).ok_or(DatapathError::Missing(NAME))?;
+    let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
+    program.load().map_err(failed)?;
+    Ok(program)
 }
 
 /// An inner map that can take the place of those of outer map `outer`.
