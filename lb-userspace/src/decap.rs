@@ -89,7 +89,7 @@ async fn attached(options: &Options, report: impl Fn(&[Count])) -> anyhow::Resul
     // Asked before anything is loaded, and again by attaching.
     let way_in = attach::unoccupied(&mut netlink, &options.interface)?;
     let name = Entry::of(MultiBuffer::Auto, options.mode, way_in.mtu).decap();
-    let mut ebpf = datapath::load_decap(name)?;
+    let mut ebpf = datapath::load_decap(name, options.mss.is_some())?;
     fill(&mut ebpf, options)?;
     options.vips.iter().try_for_each(|vip| check_held(&mut netlink, vip.address()))?;
     let egress = clamp(&mut ebpf, options, &mut netlink, way_in.mtu)?;
@@ -150,8 +150,7 @@ fn clamp(
     }
     let interface = options.egress.as_ref().unwrap_or(&options.interface);
     netlink.link_by_name(interface)?.with_context(|| format!("there is no interface {interface}"))?;
-    let program = datapath::load_clamp(ebpf)?;
-    let link = egress::attach(program, interface)
+    let link = egress::attach(datapath::clamp(ebpf)?, interface)
         .with_context(|| format!("cannot attach the clamp to what leaves {interface}"))?;
     let [v4, v6] = bounds;
     info!(interface, v4, v6, "SYNs from the VIPs name no larger segments");

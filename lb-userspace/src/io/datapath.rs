@@ -348,8 +348,11 @@ const LARGE_BALANCER_MAPS: [&str; 10] = [
     maps::BACKEND_COUNT,
 ];
 
-/// Loads the object for the program `name`, one of `Entry::decap`: no pins, and the balancer's maps as small as they can be.
-pub fn load_decap(name: &'static str) -> Result<Ebpf, DatapathError> {
+const CLAMP: &str = "clamp";
+
+/// Loads the object for the program `name`, one of `Entry::decap`, and for the clamp if that is wanted: no pins, and the
+/// balancer's maps as small as they can be.
+pub fn load_decap(name: &'static str, has_clamp: bool) -> Result<Ebpf, DatapathError> {
     attach::check_host()?;
     let mut loader = EbpfLoader::new();
     loader.btf(None);
@@ -359,6 +362,9 @@ pub fn load_decap(name: &'static str) -> Result<Ebpf, DatapathError> {
     let mut ebpf = loader.load(OBJECT)?;
     start_log(&mut ebpf);
     load_program(&mut ebpf, name)?;
+    if has_clamp {
+        clamp(&mut ebpf)?.load().map_err(|error| DatapathError::Program { name: CLAMP, error })?;
+    }
     Ok(ebpf)
 }
 
@@ -368,14 +374,10 @@ pub fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp
     program.try_into().map_err(|error| DatapathError::Program { name, error })
 }
 
-/// The program that lowers the segment size of SYNs from VIPs, loaded.
-pub fn load_clamp(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
-    const NAME: &str = "clamp";
-    let failed = |error| DatapathError::Program { name: NAME, error };
-    let program = ebpf.program_mut(NAME).ok_or(DatapathError::Missing(NAME))?;
-    let program: &mut SchedClassifier = program.try_into().map_err(failed)?;
-    program.load().map_err(failed)?;
-    Ok(program)
+/// The program that lowers the segment size of SYNs from VIPs.
+pub fn clamp(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
+    let program = ebpf.program_mut(CLAMP).ok_or(DatapathError::Missing(CLAMP))?;
+    program.try_into().map_err(|error| DatapathError::Program { name: CLAMP, error })
 }
 
 /// An inner map that can take the place of those of outer map `outer`.
