@@ -27,7 +27,7 @@ pub const CLAMP_COUNTERS: &str = "clamp_counters";
 
 outcomes! {
     /// No SYN from a VIP.
-    Passed = "not_syn";
+    Passed = "passed";
     /// The segment size was lowered.
     Lowered = "lowered";
     /// The segment size was low enough.

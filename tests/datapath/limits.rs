@@ -5,7 +5,10 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use aya::maps::{Map, MapData, MapType};
+use aya::{
+    maps::{Map, MapData, MapType},
+    programs::Program,
+};
 use lb_common::{
     flow::{FlowEntry, FlowKeyV6, PENDING_MIDFLOW, PENDING_SYN, STATE_ESTABLISHED, STATE_YOUNG},
     maps,
@@ -204,9 +207,13 @@ fn the_verifier_walks_no_more_instructions_than_recorded() {
     let walked: Vec<(String, u32)> = names
         .into_iter()
         .map(|name| {
-            let program = xdp(&mut ebpf, &name);
-            program.load().expect("the verifier accepts it");
-            let info = program.info().expect("the kernel tells");
+            let program = ebpf.program_mut(&name).expect("it is one of them");
+            match program {
+                Program::SchedClassifier(clamp) => clamp.load(),
+                _ => xdp(&mut ebpf, &name).load(),
+            }
+            .expect("the verifier accepts it");
+            let info = ebpf.program(&name).expect("still there").info().expect("the kernel tells");
             let walked = info.verified_instruction_count().expect("since 5.16");
             (name, walked)
         })

@@ -11,6 +11,7 @@ mod checks;
 mod rig;
 
 mod chance;
+mod clamp;
 mod counters;
 mod decap;
 mod families;
