@@ -89,7 +89,7 @@ const SEGMENT_SIZE: u8 = 2;
 #[inline(always)]
 pub fn judge<F: Frame + ?Sized, T: ClampTables>(frame: &F, tables: &T) -> Result<Clamp, Outcome> {
     let link = Link::of(frame).ok_or(Outcome::Passed)?;
-    let (family, at, source) = match link.ethertype {
+    let (family, at, source) = match link.ethertype.to_ne_bytes() {
         ETHERTYPE_IPV4 => {
             let ip = frame.header::<Ipv4Hdr>(link.length).ok_or(Outcome::Passed)?;
             if ip.proto != TCP || is_fragment(ip) {

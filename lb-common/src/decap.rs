@@ -91,7 +91,7 @@ struct Outer {
 #[inline(always)]
 pub fn judge<F: Frame + ?Sized, T: DecapTables>(frame: &F, tables: &T) -> Result<Strip, Outcome> {
     let link = Link::of(frame).ok_or(Outcome::Passed)?;
-    let outer = match link.ethertype {
+    let outer = match link.ethertype.to_ne_bytes() {
         ETHERTYPE_IPV4 => outer_v4(frame, tables, link.length)?,
         ETHERTYPE_IPV6 => outer_v6(frame, tables, link.length)?,
         _ => return Err(Outcome::Passed),

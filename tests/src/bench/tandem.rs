@@ -287,9 +287,9 @@ fn inner_ring(family: Family) -> Result<Array<MapData, Ring>> {
 fn configure_decap(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
     let mut from: LpmTrie<MapData, Address, u32> = take(ebpf, decap::DECAP_FROM)?;
     let mut vips: HashMap<MapData, Address, u32> = take(ebpf, decap::DECAP_VIPS)?;
-    for (family, vip) in [(Family::V4, mapped(to.v4)), (Family::V6, to.v6)] {
-        from.insert(&Key::new(128, address(member_address(family, OWNER))), 1, 0)?;
-        vips.insert(vip, 1, 0)?;
+    for (family, index, vip) in [(Family::V4, V4, mapped(to.v4)), (Family::V6, V6, to.v6)] {
+        from.insert(&Key::new(128, address(member_address(family, OWNER))), index as u32, 0)?;
+        vips.insert(vip, index as u32, 0)?;
     }
     Ok(())
 }
