@@ -3,7 +3,7 @@
 use crate::{invariants::Invariant, mutation::Mutation, world::run};
 
 /// Seeds within which a planted fault must be caught.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 150;
 
 /// Asserts that some seed finds `mutation` by one of `invariants`; others may find it as well.
 #[track_caller]
