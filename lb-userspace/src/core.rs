@@ -20,6 +20,7 @@ use lb_common::{
 };
 use zerocopy::FromZeros;
 
+pub mod admission;
 mod configuring;
 pub mod event;
 mod expiry;
@@ -45,14 +46,8 @@ mod tests;
 pub mod view;
 pub mod wire;
 
-pub use self::{
-    event::{CloseReason, Event, Level},
-    key::Key,
-    plan::{BackendSlot, MapOp, Tables, plan},
-    status::{PeerStatus, Status},
-    view::View,
-};
 use self::{
+    admission::Census,
     expiry::{Dues, Timers, Tombstones},
     link::{Link, Peer},
     liveness::{State, Watch},
@@ -60,6 +55,13 @@ use self::{
     slots::Slots,
     stopping::Stopping,
     table::Table,
+};
+pub use self::{
+    event::{CloseReason, Event, Level},
+    key::Key,
+    plan::{BackendSlot, MapOp, Tables, plan},
+    status::{PeerStatus, Status},
+    view::View,
 };
 
 /// The agent's state: membership, records, what is said to whom.
@@ -95,6 +97,7 @@ pub struct Core {
     tombstones: Tombstones,
     parked: Parked,
     timers: Timers,
+    census: Census,
     is_full: bool,
     /// The next row to visit.
     scanned: u32,
@@ -278,6 +281,7 @@ impl Core {
             tombstones: Tombstones::default(),
             parked: Parked::default(),
             timers: Timers::new(&view),
+            census: Census::default(),
             is_full: false,
             scanned: 0,
             sweep: 0,

@@ -14,20 +14,23 @@ use aya::{
 use lb_common::{
     abi::SCHEMA,
     address::Address,
-    flow::{FlowEntry, FlowKeyV4, Pending},
+    flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Pending},
     liveness::{Heard, Liveness},
     maps,
     node::Node,
-    reason::{Counter, REASONS},
+    reason::{Counter, REASONS, ServiceCounters},
     ring::Ring,
     service::{Service, ServiceKey},
     target::Target,
 };
 use zerocopy::FromBytes;
 
-use crate::io::{
-    attach::LINK_PREFIX,
-    bpf::{Batches, link_ifindex},
+use crate::{
+    core::Key,
+    io::{
+        attach::LINK_PREFIX,
+        bpf::{Batches, link_ifindex},
+    },
 };
 
 mod snapshot;
@@ -85,7 +88,9 @@ pub enum PinnedError {
 pub struct Pinned {
     directory: PathBuf,
     flows: HashMap<MapData, FlowKeyV4, FlowEntry>,
+    flows_v6: HashMap<MapData, FlowKeyV6, FlowEntry>,
     pending: HashMap<MapData, FlowKeyV4, Pending>,
+    pending_v6: HashMap<MapData, FlowKeyV6, Pending>,
     services: HashMap<MapData, ServiceKey, Service>,
     rings: ArrayOfMaps<MapData, Array<MapData, Ring>>,
     backends: Array<MapData, Target>,
@@ -95,6 +100,9 @@ pub struct Pinned {
     heard: Array<MapData, Heard>,
     node: Array<MapData, Node>,
     counters: PerCpuArray<MapData, Counter>,
+    service_count: PerCpuArray<MapData, ServiceCounters>,
+    backend_count: PerCpuArray<MapData, Counter>,
+    member_count: PerCpuArray<MapData, Counter>,
 }
 
 /// Nanoseconds of `CLOCK_MONOTONIC`: the clock of the datapath's stamps.
@@ -122,7 +130,9 @@ impl Pinned {
         let node = at.open(maps::NODE)?;
         let pinned = Self {
             flows: at.open(maps::FLOWS)?,
+            flows_v6: at.open(maps::FLOWS_V6)?,
             pending: at.open(maps::PENDING)?,
+            pending_v6: at.open(maps::PENDING_V6)?,
             services: at.open(maps::SERVICES)?,
             rings: at.open(maps::RINGS)?,
             backends: at.open(maps::BACKENDS)?,
@@ -131,6 +141,9 @@ impl Pinned {
             liveness: at.open(maps::LIVENESS)?,
             heard: at.open(maps::HEARD)?,
             counters: at.open(maps::COUNTERS)?,
+            service_count: at.open(maps::SERVICE_COUNT)?,
+            backend_count: at.open(maps::BACKEND_COUNT)?,
+            member_count: at.open(maps::MEMBER_COUNT)?,
             node,
             directory: directory.to_owned(),
         };
@@ -214,39 +227,87 @@ impl Pinned {
     pub fn counters(&self) -> Result<[Counter; REASONS], PinnedError> {
         let mut sums = [Counter { packets: 0, bytes: 0 }; REASONS];
         for (reason, sum) in (0..).zip(&mut sums) {
-            let counters = self.counters.get(&reason, 0).map_err(|error| self.failed(maps::COUNTERS, error))?;
-            for counter in counters.iter() {
-                sum.packets += counter.packets;
-                sum.bytes += counter.bytes;
-            }
+            *sum = self.sum(maps::COUNTERS, &self.counters, reason)?;
         }
         Ok(sums)
     }
 
+    /// What became of the packets of the service whose ring is at `ring`, over all CPUs.
+    pub fn service_counters(&self, ring: u32) -> Result<ServiceCounters, PinnedError> {
+        let none = Counter { packets: 0, bytes: 0 };
+        let mut sums = ServiceCounters { delivered: none, handed_off: none, answered: none, dropped: none };
+        let counters = self.service_count.get(&ring, 0).map_err(|error| self.failed(maps::SERVICE_COUNT, error))?;
+        for cpu in counters.iter() {
+            add(&mut sums.delivered, &cpu.delivered);
+            add(&mut sums.handed_off, &cpu.handed_off);
+            add(&mut sums.answered, &cpu.answered);
+            add(&mut sums.dropped, &cpu.dropped);
+        }
+        Ok(sums)
+    }
+
+    /// What was delivered to the backend in slot `slot`, over all CPUs.
+    pub fn backend_counter(&self, slot: u16) -> Result<Counter, PinnedError> {
+        self.sum(maps::BACKEND_COUNT, &self.backend_count, slot.into())
+    }
+
+    /// What was handed off to member `id`, over all CPUs.
+    pub fn member_counter(&self, id: u8) -> Result<Counter, PinnedError> {
+        self.sum(maps::MEMBER_COUNT, &self.member_count, id.into())
+    }
+
     /// The entry of a flow.
-    pub fn flow(&self, key: &FlowKeyV4) -> Result<Option<FlowEntry>, PinnedError> {
-        self.found(maps::FLOWS, self.flows.get(key, 0))
+    pub fn flow(&self, key: &Key) -> Result<Option<FlowEntry>, PinnedError> {
+        match key {
+            Key::V4(key) => self.found(maps::FLOWS, self.flows.get(key, 0)),
+            Key::V6(key) => self.found(maps::FLOWS_V6, self.flows_v6.get(key, 0)),
+        }
     }
 
     /// What is remembered of a tuple without an entry.
-    pub fn pending(&self, key: &FlowKeyV4) -> Result<Option<Pending>, PinnedError> {
-        self.found(maps::PENDING, self.pending.get(key, 0))
+    pub fn pending(&self, key: &Key) -> Result<Option<Pending>, PinnedError> {
+        match key {
+            Key::V4(key) => self.found(maps::PENDING, self.pending.get(key, 0)),
+            Key::V6(key) => self.found(maps::PENDING_V6, self.pending_v6.get(key, 0)),
+        }
     }
 
-    /// Calls `each` for the flows, in no order, until it returns false.
-    pub fn each_flow(&self, each: impl FnMut(&FlowKeyV4, &FlowEntry) -> bool) -> Result<(), PinnedError> {
-        self.batches(maps::FLOWS, self.flows.map(), each)
+    /// Calls `each` for the flows, those of IPv4 first, else in no order, until it returns false.
+    pub fn each_flow(&self, mut each: impl FnMut(Key, &FlowEntry) -> bool) -> Result<(), PinnedError> {
+        let mut goes_on = true;
+        self.batches(maps::FLOWS, self.flows.map(), |key: &FlowKeyV4, entry: &FlowEntry| {
+            goes_on = each((*key).into(), entry);
+            goes_on
+        })?;
+        if !goes_on {
+            return Ok(());
+        }
+        self.batches(maps::FLOWS_V6, self.flows_v6.map(), |key: &FlowKeyV6, entry: &FlowEntry| {
+            each((*key).into(), entry)
+        })
     }
 
-    /// Counts the flows, in bounded time: of a large table a part.
-    pub fn count_flows(&self) -> Result<FlowCount, PinnedError> {
-        let failed = |error| self.failed_io(maps::FLOWS, error);
-        let mut batches = Batches::<FlowKeyV4, FlowEntry>::of(self.flows.map(), BATCH).map_err(failed)?;
+    /// Counts the flows of each family (`V4`, `V6`), in bounded time: of a large table a part.
+    pub fn count_flows(&self) -> Result<[FlowCount; 2], PinnedError> {
+        Ok([
+            self.count::<FlowKeyV4>(maps::FLOWS, self.flows.map())?,
+            self.count::<FlowKeyV6>(maps::FLOWS_V6, self.flows_v6.map())?,
+        ])
+    }
+
+    /// Flows of each family that fit.
+    pub fn flows_max(&self) -> Result<[u32; 2], PinnedError> {
+        Ok([self.capacity(maps::FLOWS, self.flows.map())?, self.capacity(maps::FLOWS_V6, self.flows_v6.map())?])
+    }
+
+    fn count<K: FromBytes + Copy>(&self, name: &'static str, map: &MapData) -> Result<FlowCount, PinnedError> {
+        let failed = |error| self.failed_io(name, error);
+        let mut batches = Batches::<K, FlowEntry>::of(map, BATCH).map_err(failed)?;
         let mut flows = 0;
         while let Some((keys, _)) = batches.read().map_err(failed)? {
             flows += keys.len() as u64;
             if flows >= COUNTED_FLOWS {
-                let buckets = u64::from(self.flows_max()?.next_power_of_two());
+                let buckets = u64::from(self.capacity(name, map)?.next_power_of_two());
                 let read = u64::from(batches.position().unwrap_or(0)).clamp(1, buckets);
                 return Ok(FlowCount { flows: flows * buckets / read, is_exact: read == buckets });
             }
@@ -254,10 +315,20 @@ impl Pinned {
         Ok(FlowCount { flows, is_exact: true })
     }
 
-    /// Flows that fit.
-    pub fn flows_max(&self) -> Result<u32, PinnedError> {
-        let info = self.flows.map().info().map_err(|error| self.failed(maps::FLOWS, error))?;
-        Ok(info.max_entries())
+    fn capacity(&self, name: &'static str, map: &MapData) -> Result<u32, PinnedError> {
+        Ok(map.info().map_err(|error| self.failed(name, error))?.max_entries())
+    }
+
+    fn sum(
+        &self,
+        name: &'static str,
+        counters: &PerCpuArray<MapData, Counter>,
+        index: u32,
+    ) -> Result<Counter, PinnedError> {
+        let mut sum = Counter { packets: 0, bytes: 0 };
+        let counters = counters.get(&index, 0).map_err(|error| self.failed(name, error))?;
+        counters.iter().for_each(|cpu| add(&mut sum, cpu));
+        Ok(sum)
     }
 
     /// The interfaces that the datapath is attached to, as the pins call them (dots are underscores there).
@@ -310,6 +381,11 @@ impl Pinned {
     fn failed_io(&self, name: &'static str, error: io::Error) -> PinnedError {
         PinnedError::Map { directory: self.directory.clone(), name, error }
     }
+}
+
+fn add(sum: &mut Counter, counter: &Counter) {
+    sum.packets += counter.packets;
+    sum.bytes += counter.bytes;
 }
 
 struct Opening<'a> {

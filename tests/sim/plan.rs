@@ -109,6 +109,7 @@ impl Plan {
         };
         let limits = Limits {
             flows: sizes.flows,
+            flows_v6: sizes.flows / 2,
             tombstones: rng.pick(&[16, 400]).unwrap_or(400),
             parked: rng.pick(&[8, 200]).unwrap_or(200),
             queue: rng.pick(&[8, 32, 400]).unwrap_or(400),

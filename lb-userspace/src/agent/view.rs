@@ -50,7 +50,11 @@ pub(super) fn of(config: &Config) -> View {
         },
         budgets: [budgets.tcp, budgets.udp, budgets.derived, budgets.sctp, budgets.answers].map(per_window),
         services: config.services.iter().map(service).collect(),
-        limits: Limits { flows: node.flows_max as usize + node.flows_v6_max as usize, ..Limits::default() },
+        limits: Limits {
+            flows: node.flows_max as usize + node.flows_v6_max as usize,
+            flows_v6: node.flows_v6_max as usize,
+            ..Limits::default()
+        },
     }
 }
 

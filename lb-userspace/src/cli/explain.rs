@@ -1,16 +1,17 @@
 //! `tandem explain`: where a flow goes, and why.
 
 use std::{
-    net::{SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     str::FromStr,
 };
 
 use clap::Args;
-use lb_common::flow::FlowKeyV4;
+use lb_common::flow::{FlowKeyV4, FlowKeyV6};
 
 use super::{Exit, Failure, paint::Paint, place::Place, status::yes, table::Table};
 use crate::{
     config::Protocol,
+    core::Key,
     inspect::{
         explain::{Choice, Explanation, Judgement, explain},
         words::{FlowFacts, PendingFacts, duration},
@@ -24,6 +25,7 @@ use crate::{
 Examples:
   tandem explain 198.51.100.7:40000 203.0.113.10:80
   tandem explain 198.51.100.7:5353 203.0.113.10:53/udp -o json
+  tandem explain [2001:db8::7]:40000 [2001:db8::10]:443
 
 Decides on the flow's next packet with the datapath's own code on a copy of its tables, as if the packet reached this
 host now. The flow need not exist. Nothing is written.
@@ -33,28 +35,31 @@ pub(super) struct Arguments {
     #[arg(value_name = "SRC:PORT")]
     source: Source,
     /// The service; tcp if not said
-    #[arg(value_name = "VIP:PORT[/tcp|udp]")]
+    #[arg(value_name = "VIP:PORT[/tcp|udp|sctp]")]
     vip: Destination,
     #[command(flatten)]
     place: Place,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Source(SocketAddrV4);
+struct Source(SocketAddr);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Destination(SocketAddrV4, Protocol);
+struct Destination(SocketAddr, Protocol);
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let place = &arguments.place;
     let (Source(source), Destination(vip, protocol)) = (arguments.source, arguments.vip);
-    let key = FlowKeyV4::new(
-        source.ip().octets(),
-        vip.ip().octets(),
-        source.port().to_be_bytes(),
-        vip.port().to_be_bytes(),
-        protocol.number(),
-    );
+    let (ports, protocol) = ([source.port(), vip.port()].map(u16::to_be_bytes), protocol.number());
+    let key: Key = match (source.ip(), vip.ip()) {
+        (IpAddr::V4(source), IpAddr::V4(vip)) => {
+            FlowKeyV4::new(source.octets(), vip.octets(), ports[0], ports[1], protocol).into()
+        }
+        (IpAddr::V6(source), IpAddr::V6(vip)) => {
+            FlowKeyV6::new(source.octets(), vip.octets(), ports[0], ports[1], protocol).into()
+        }
+        _ => return Err(Failure::new(Exit::Usage, "the client and the VIP are of different families")),
+    };
     let snapshot = Snapshot::take(&place.open()?, key, now_ns)?;
     place.print(&explain(&snapshot, &place.names()), |explanation| render(explanation, Paint::stdout()))?;
     Ok(Exit::Ok)
@@ -138,7 +143,7 @@ impl FromStr for Source {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        v4(text).map(Self)
+        socket(text).map(Self)
     }
 }
 
@@ -146,18 +151,14 @@ impl FromStr for Destination {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (socket, protocol) = match text.split_once('/') {
-            Some((socket, protocol)) => (socket, protocol.parse()?),
+        let (address, protocol) = match text.split_once('/') {
+            Some((address, protocol)) => (address, protocol.parse()?),
             None => (text, Protocol::Tcp),
         };
-        Ok(Self(v4(socket)?, protocol))
+        Ok(Self(socket(address)?, protocol))
     }
 }
 
-fn v4(text: &str) -> Result<SocketAddrV4, String> {
-    match text.parse::<SocketAddr>() {
-        Ok(SocketAddr::V4(v4)) => Ok(v4),
-        Ok(SocketAddr::V6(_)) => Err("IPv6 comes with a later version".into()),
-        Err(_) => Err("ADDRESS:PORT expected, as in 198.51.100.7:40000".into()),
-    }
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_unspecific| "ADDRESS:PORT expected, as in 198.51.100.7:40000 or [2001:db8::7]:40000".into())
 }

@@ -13,7 +13,7 @@ use crate::{
     inspect::{
         listing::{self, Filter, Flow, ServiceBackend},
         status::{Readings, members, services},
-        words::duration,
+        words::{duration, grouped},
     },
     pinned::now_ns,
 };
@@ -79,7 +79,7 @@ struct Flows {
     #[command(flatten)]
     common: Common,
     /// Only flows to this VIP
-    #[arg(long, value_name = "ADDRESS[:PORT][/tcp|udp]")]
+    #[arg(long, value_name = "ADDRESS[:PORT][/tcp|udp|sctp]")]
     vip: Option<Endpoint>,
     /// Only flows of this client
     #[arg(long, value_name = "ADDRESS[:PORT]")]
@@ -162,8 +162,8 @@ pub(super) fn flow_table(flows: &[Flow]) -> Table {
 }
 
 pub(super) fn backend_table(backends: &[ServiceBackend]) -> Table {
-    let headers = ["SERVICE", "VIP", "BACKEND", "ADDRESS", "STATE", "SHARE", "VIA"];
-    let mut table = Table::new(&headers, &[5]);
+    let headers = ["SERVICE", "VIP", "BACKEND", "ADDRESS", "STATE", "SHARE", "DELIVERED", "VIA"];
+    let mut table = Table::new(&headers, &[5, 6]);
     for found in backends {
         let share = f64::from(found.ring_slots) * 100.0 / lb_common::ring::RING_SLOTS as f64;
         table.row([
@@ -173,6 +173,7 @@ pub(super) fn backend_table(backends: &[ServiceBackend]) -> Table {
             found.backend.address.to_string(),
             found.backend.state.to_owned(),
             format!("{share:.1}%"),
+            grouped(found.delivered.packets),
             found.next_hop.as_ref().map(|hop| format!("{} {}", hop.interface, hop.mac)).unwrap_or_default(),
         ]);
     }

@@ -68,18 +68,21 @@ fn facts(status: &Status) -> String {
         Agent { .. } => "never alive".into(),
     };
     let interfaces = if status.interfaces.is_empty() { "nothing".into() } else { status.interfaces.join(", ") };
-    let about = if status.flows.exact { "" } else { "about " };
-    let (used, max) = (grouped(status.flows.used), grouped(status.flows.max.into()));
+    let [flows, flows_v6] = [status.flows, status.flows_v6].map(|table| {
+        let about = if table.exact { "" } else { "about " };
+        format!("{about}{} of {}", grouped(table.used), grouped(table.max.into()))
+    });
     format!(
-        "agent     {agent}, incarnation {}\nattached  to {interfaces}\nflows     {about}{used} of {max}\n",
+        "agent     {agent}, incarnation {}\nattached  to {interfaces}\nflows     {flows} (IPv4), {flows_v6} (IPv6)\n",
         status.incarnation
     )
 }
 
 /// Also what `tandem get members` prints.
 pub(super) fn members(members: &[MemberStatus]) -> Table {
-    let headers = ["ID", "MEMBER", "ADDRESS", "FORWARDING", "ELIGIBLE", "PROBE", "ECHO", "RTT", "INCARNATION", "VIA"];
-    let mut table = Table::new(&headers, &[]);
+    let headers =
+        ["ID", "MEMBER", "ADDRESS", "FORWARDING", "ELIGIBLE", "PROBE", "ECHO", "RTT", "INCARNATION", "HANDED", "VIA"];
+    let mut table = Table::new(&headers, &[9]);
     for status in members {
         let ago = |ms: Option<u64>| ms.map(|ms| format!("{} ago", duration(ms))).unwrap_or_default();
         let this = if status.this { " (this)" } else { "" };
@@ -93,6 +96,7 @@ pub(super) fn members(members: &[MemberStatus]) -> Table {
             ago(status.echo_age_ms),
             status.rtt_ns.map(round_trip).unwrap_or_default(),
             if status.incarnation == 0 { String::new() } else { status.incarnation.to_string() },
+            if status.this { String::new() } else { grouped(status.handed_off.packets) },
             status.next_hop.as_ref().map(|hop| format!("{} {}", hop.interface, hop.mac)).unwrap_or_default(),
         ]);
     }
@@ -101,8 +105,20 @@ pub(super) fn members(members: &[MemberStatus]) -> Table {
 
 /// Also what `tandem get services` prints.
 pub(super) fn services(services: &[ServiceStatus]) -> Table {
-    let headers = ["SERVICE", "VIP", "SERVING", "DRAINING", "DOWN", "REMOVED", "UNREACHABLE", "NEW FLOWS"];
-    let mut table = Table::new(&headers, &[2, 3, 4, 5, 6]);
+    let headers = [
+        "SERVICE",
+        "VIP",
+        "SERVING",
+        "DRAINING",
+        "DOWN",
+        "REMOVED",
+        "UNREACHABLE",
+        "NEW FLOWS",
+        "DELIVERED",
+        "HANDED",
+        "DROPPED",
+    ];
+    let mut table = Table::new(&headers, &[2, 3, 4, 5, 6, 8, 9, 10]);
     for service in services {
         table.row([
             service.name.clone().unwrap_or_default(),
@@ -113,6 +129,9 @@ pub(super) fn services(services: &[ServiceStatus]) -> Table {
             service.removed.to_string(),
             service.unreachable.to_string(),
             yes(service.takes_new_flows),
+            grouped(service.delivered.packets),
+            grouped(service.handed_off.packets),
+            grouped(service.dropped.packets),
         ]);
     }
     table

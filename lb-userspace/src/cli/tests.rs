@@ -8,7 +8,7 @@ use lb_common::{
     maps::FLOWS_MAX,
     node::Node,
     rank::{Seed, seed},
-    reason::{Counter, REASONS, Reason},
+    reason::{Counter, REASONS, Reason, ServiceCounters},
     ring::Ring,
     service::{Service, ServiceKey},
     target::{NextHop, TARGET_DRAINING, TARGET_SERVING, Target},
@@ -18,7 +18,10 @@ use zerocopy::FromZeros;
 use super::{paint::Paint, *};
 use crate::{
     config::Names,
-    inspect::status::{Readings, Status},
+    inspect::{
+        status::{Readings, Status},
+        words::Traffic,
+    },
     pinned::FlowCount,
 };
 
@@ -117,6 +120,9 @@ fn readings() -> Readings {
     counters[Reason::DeliverKnown as usize] = Counter { packets: 1_234_567, bytes: 98_765_432 };
     counters[Reason::DropFragmentNoHead as usize] = Counter { packets: 3, bytes: 4_500 };
     let key = ServiceKey { address: mapped([203, 0, 113, 10]), port: [0, 80], protocol: 6, padding: 0 };
+    let of = |packets| Counter { packets, bytes: packets * 80 };
+    let service_counters =
+        ServiceCounters { delivered: of(1_234_567), handed_off: of(567), answered: of(0), dropped: of(3) };
     Readings {
         now_ns: NOW,
         node,
@@ -137,8 +143,12 @@ fn readings() -> Readings {
             Some(Box::new(Ring { slots: [1; 16384] })),
         )],
         counters,
-        flows: FlowCount { flows: 12_345, is_exact: true },
-        flows_max: FLOWS_MAX,
+        unprotected_per_s: 0,
+        service_counters: [(3, service_counters)].into(),
+        delivered: [(1, Traffic { packets: 1_234_000, bytes: 98_700_000 })].into(),
+        handed_off: [(2, Traffic { packets: 567, bytes: 45_000 })].into(),
+        flows: [FlowCount { flows: 12_345, is_exact: true }, FlowCount { flows: 67, is_exact: true }],
+        flows_max: [FLOWS_MAX, FLOWS_MAX / 4],
         interfaces: vec!["eth0".into()],
     }
 }
@@ -163,17 +173,17 @@ ok: lb1 of edge-1, 2 of 2 members take new flows
 
 agent     alive, lease for 80 ms, incarnation 5
 attached  to eth0
-flows     12,345 of 1,048,576
+flows     12,345 of 1,048,576 (IPv4), 67 of 262,144 (IPv6)
 
-ID  MEMBER      ADDRESS    FORWARDING  ELIGIBLE  PROBE     ECHO      RTT    INCARNATION  VIA
-1   lb1 (this)  10.0.1.11  yes         yes       -         -         -      5            -
-2   lb2         10.0.1.12  yes         yes       7 ms ago  2 ms ago  84 us  3            lo 02:00:00:00:00:09
+ID  MEMBER      ADDRESS    FORWARDING  ELIGIBLE  PROBE     ECHO      RTT    INCARNATION  HANDED  VIA
+1   lb1 (this)  10.0.1.11  yes         yes       -         -         -      5                 -  -
+2   lb2         10.0.1.12  yes         yes       7 ms ago  2 ms ago  84 us  3               567  lo 02:00:00:00:00:09
 
-SERVICE  VIP                  SERVING  DRAINING  DOWN  REMOVED  UNREACHABLE  NEW FLOWS
-web      203.0.113.10:80/tcp        1         1     0        0            0  yes
+SERVICE  VIP                  SERVING  DRAINING  DOWN  REMOVED  UNREACHABLE  NEW FLOWS  DELIVERED  HANDED  DROPPED
+web      203.0.113.10:80/tcp        1         1     0        0            0  yes        1,234,567     567        3
 
-OUTCOME        ACTION     PACKETS     BYTES
-deliver_known  deliver  1,234,567  94.2 MiB
+OUTCOME                ACTION     PACKETS     BYTES
+deliver_known          deliver  1,234,567  94.2 MiB
 drop_fragment_no_head  drop             3    4500 B
 ";
     assert_eq!(status::render(&judged(&readings()), Paint::off()), expected);
@@ -182,7 +192,16 @@ drop_fragment_no_head  drop             3    4500 B
 #[test]
 fn every_cause_of_a_bad_verdict_has_its_line() {
     type Fault = fn(&mut Readings);
-    let faults: [(Fault, &str); 12] = [
+    let faults: [(Fault, &str); 14] = [
+        (
+            |r| r.flows[1].flows = 250_000,
+            "degraded: lb1 of edge-1: the table of IPv6 flows is 95 % full: beyond it new flows are unprotected",
+        ),
+        (
+            |r| r.unprotected_per_s = 1_234,
+            "degraded: lb1 of edge-1: flows are unprotected, 1234 packets a second: over the budget of new flows, or no room \
+             (deliver_over_budget, deliver_table_full)",
+        ),
         (|r| r.interfaces.clear(), "down: lb1 of edge-1: the datapath is attached to no interface"),
         (
             |r| r.node = Node::new_zeroed(),
@@ -230,7 +249,7 @@ fn every_cause_of_a_bad_verdict_has_its_line() {
             "degraded: lb1 of edge-1: web (203.0.113.10:80/tcp): next hop not resolved for 1 of its backends",
         ),
         (
-            |r| r.flows.flows = 1_000_000,
+            |r| r.flows[0].flows = 1_000_000,
             "degraded: lb1 of edge-1: the flow table is 95 % full: beyond it new flows are unprotected",
         ),
     ];

@@ -71,11 +71,15 @@ impl Core {
         let mut repairs = 0;
         for _ in 0..visits {
             let number = if self.scanned < end { self.scanned } else { 0 };
+            if number == 0 {
+                self.census.end_of_pass();
+            }
             self.scanned = number + 1;
             let Some(&row) = self.table.row(number) else { continue };
             if row.record.is_tombstone() {
                 continue;
             }
+            self.census.meet(&row);
             if self.is_over(now, &row) {
                 if let Some(row) = self.table.row_mut(number) {
                     row.expiring = true;

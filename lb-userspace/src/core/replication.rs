@@ -272,7 +272,7 @@ impl Core {
 
     fn add(&mut self, key: Key, record: Record, slot: u16, created: u32, last_seen: u32) -> u32 {
         self.slots.retain(slot);
-        self.table.insert(Row {
+        let row = Row {
             key,
             record,
             slot,
@@ -284,7 +284,9 @@ impl Core {
             plausible: false,
             expiring: false,
             swept: self.sweep,
-        })
+        };
+        self.census.add(&row);
+        self.table.insert(row)
     }
 
     /// Changes the record of a row that stays alive, or stays dead.

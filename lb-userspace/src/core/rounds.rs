@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use lb_common::liveness::{PROBE_EMPTY, PROBE_GOODBYE, PROBE_READY};
+use lb_common::{
+    liveness::{PROBE_EMPTY, PROBE_GOODBYE, PROBE_READY},
+    node::BUDGET_CLASSES,
+};
 
 use super::{
-    Core, Output,
+    Core, Output, admission,
     event::Event,
     link::nanos,
     liveness::{Change, State},
@@ -107,13 +110,26 @@ impl Core {
             return;
         }
         let mut liveness = self.watch.liveness(now, self.is_eligible());
-        liveness.budgets = self.view.budgets;
+        liveness.budgets = self.budgets();
         liveness.doubt_until_ns = self.doubt_until(now);
         let masks = Some((liveness.forwarding, liveness.eligible));
         if renew || self.masks != masks {
             self.masks = masks;
             self.outputs.push_back(Output::SetLiveness(liveness));
         }
+    }
+
+    /// What the datapath may record, given how full its tables are.
+    ///
+    /// A class has one budget for both families: the one with less room decides.
+    fn budgets(&self) -> [u32; BUDGET_CLASSES] {
+        let [v4, v6] = self.census.used();
+        let limits = &self.view.limits;
+        let of_v4 = admission::budgets(&self.view.budgets, v4, limits.flows.saturating_sub(limits.flows_v6));
+        let of_v6 = admission::budgets(&self.view.budgets, v6, limits.flows_v6);
+        let mut budgets = of_v4;
+        budgets.iter_mut().zip(of_v6).for_each(|(budget, other)| *budget = other.min(*budget));
+        budgets
     }
 
     /// Until when others may know flows that this member does not: until some time after it is ready, and after members came

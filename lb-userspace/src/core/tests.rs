@@ -109,7 +109,7 @@ fn view(me: u8, members: u8) -> View {
         timeouts: Timeouts::default(),
         budgets: [1000; 5],
         services: vec![web(vec![backend(1), backend(2)])],
-        limits: Limits { flows: 1000, tombstones: 100, parked: 10, queue: 500, window: 1 << 18 },
+        limits: Limits { flows: 1000, flows_v6: 200, tombstones: 100, parked: 10, queue: 500, window: 1 << 18 },
     }
 }
 

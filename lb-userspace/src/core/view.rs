@@ -145,8 +145,10 @@ pub struct Backend {
 /// Bounds of the core's memory; only tests and the simulator depart from the defaults.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Flows: as many as the flow map holds.
+    /// Flows of both families: as many as the flow maps hold.
     pub flows: usize,
+    /// IPv6 flows among them: as many as their map holds.
+    pub flows_v6: usize,
     /// Tombstones kept at a time.
     pub tombstones: usize,
     /// Records parked until their backend is configured.
@@ -195,6 +197,7 @@ impl Default for Limits {
         let flows = lb_common::maps::FLOWS_MAX as usize;
         Self {
             flows,
+            flows_v6: flows / 4,
             // Tombstones live for 120 s: 2,000 ends of flows a second.
             tombstones: flows / 4,
             // One frame holds 1,300 records: about 50 frames of a newer configuration.

@@ -3,23 +3,26 @@
 //! The decision is not described here but made: a packet is built, parsed and steered by the functions that the kernel
 //! program runs, over a copy of its tables. What is added is the ranking that led to it, in words.
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::SocketAddr;
 
 use lb_common::{
-    flow::{FlowKey, FlowKeyV4, TCP, tick},
+    flow::{FlowKey, UDP, tick},
     outer::{self, Purpose},
+    packet::Packet,
     parse::{Parsed, parse},
     rank::{bit, score},
     reason::Reason,
     ring::ring_slot,
-    steer::{Tables, Verdict, Way, steer},
+    service::SERVICE_AFFINITY,
+    steer::{Flows, Tables, Verdict, Way, steer},
     target::Target,
 };
 use serde::Serialize;
 
 use super::words::{self, Backend, FlowFacts, Member, PendingFacts};
 use crate::{
-    config::{Names, Protocol, Vip},
+    config::{Names, Vip},
+    core::Key,
     pinned::Snapshot,
 };
 
@@ -37,7 +40,7 @@ pub struct Explanation {
     /// Raised when a field changes its meaning or goes.
     pub format_version: u32,
     /// `ADDRESS:PORT` of the client.
-    pub client: SocketAddrV4,
+    pub client: SocketAddr,
     /// `ADDRESS:PORT/PROTOCOL`.
     pub vip: Vip,
     /// The service's name, if the configuration file was readable.
@@ -113,7 +116,7 @@ pub fn explain(snapshot: &Snapshot, names: &Names) -> Explanation {
     let backend = choice(snapshot, names, vip, hash, decision);
     Explanation {
         format_version: words::FORMAT_VERSION,
-        client: SocketAddrV4::new(Ipv4Addr::from(key.source), u16::from_be_bytes(key.source_port)),
+        client: words::client(&key),
         vip,
         service: names.service(vip).map(str::to_owned),
         receiver: words::member(snapshot.node.id, words::own_address(&snapshot.node), names),
@@ -139,9 +142,9 @@ enum Decision {
     End(Reason),
 }
 
-/// An unknown TCP flow begins with a SYN; of a known one, data is next.
+/// An unknown TCP flow begins with a SYN, an SCTP association with an INIT; of a known one, data is next.
 fn packet(snapshot: &Snapshot) -> &'static str {
-    if snapshot.key.protocol != TCP {
+    if snapshot.key.protocol() == UDP {
         "datagram"
     } else if snapshot.entry.is_none() && snapshot.pending.is_none() {
         "syn"
@@ -157,22 +160,28 @@ fn decide(snapshot: &Snapshot, packet: &str) -> Decision {
     let frame = frame::build(&snapshot.key, packet == "syn");
     // A packet for a VIP reaches every interface alike.
     match parse(frame.as_slice(), snapshot, 0) {
-        Parsed::V4(mut packet) => {
-            let Verdict { way, reason, .. } = steer(snapshot, &mut packet);
-            let (purpose, target) = match way {
-                Way::Deliver(backend, _) => (Purpose::Delivery, *backend),
-                Way::HandOff(member, _) => (Purpose::HandOff, *member),
-                Way::End => return Decision::End(reason),
-            };
-            match (outer::encapsulate(&packet, purpose, &target), purpose) {
-                (Ok(_), Purpose::Delivery) => Decision::Deliver(target, reason),
-                (Ok(_), _) => Decision::HandOff(target, reason),
-                (Err(reason), _) => Decision::End(reason),
-            }
-        }
+        Parsed::V4(packet) => steered(snapshot, packet),
+        Parsed::V6(packet) => steered(snapshot, packet),
         Parsed::End(reason) => Decision::End(reason),
-        // No TCP or UDP packet to a VIP can be parsed as one of these.
-        Parsed::V6(_) | Parsed::Ping(_) | Parsed::Probe(_) | Parsed::ProbeEcho(_) => Decision::End(Reason::NotOurs),
+        // No packet to a port of a VIP can be parsed as one of these.
+        Parsed::Ping(_) | Parsed::Probe(_) | Parsed::ProbeEcho(_) => Decision::End(Reason::NotOurs),
+    }
+}
+
+fn steered<K: FlowKey>(snapshot: &Snapshot, mut packet: Packet<K>) -> Decision
+where
+    Snapshot: Flows<K>,
+{
+    let Verdict { way, reason, .. } = steer(snapshot, &mut packet);
+    let (purpose, target) = match way {
+        Way::Deliver(backend, _) => (Purpose::Delivery, *backend),
+        Way::HandOff(member, _) => (Purpose::HandOff, *member),
+        Way::End => return Decision::End(reason),
+    };
+    match (outer::encapsulate(&packet, purpose, &target), purpose) {
+        (Ok(_), Purpose::Delivery) => Decision::Deliver(target, reason),
+        (Ok(_), _) => Decision::HandOff(target, reason),
+        (Err(reason), _) => Decision::End(reason),
     }
 }
 
@@ -206,8 +215,10 @@ fn choice(snapshot: &Snapshot, names: &Names, vip: Vip, hash: u64, decision: Dec
     if matches!(decision, Decision::End(_)) {
         return None;
     }
-    let service = snapshot.service?;
-    let ring_slot = ring_slot(hash);
+    let (_, service) = snapshot.service?;
+    let has_affinity = service.flags & SERVICE_AFFINITY != 0;
+    let ring_slot =
+        ring_slot(if has_affinity { snapshot.key.without_ports().hash(&snapshot.node.hash_key) } else { hash });
     let stateless = snapshot.ring(service.ring, ring_slot);
     let stored = snapshot.entry.map(|entry| (entry.backend, "entry"));
     let remembered = snapshot.pending.map(|pending| (pending.backend, "pending"));
@@ -221,10 +232,11 @@ fn choice(snapshot: &Snapshot, names: &Names, vip: Vip, hash: u64, decision: Dec
     Some(Choice { backend: words::backend(slot, target, vip, names), from, ring_slot })
 }
 
-fn vip(key: &FlowKeyV4) -> Vip {
-    Vip {
-        address: Ipv4Addr::from(key.destination).into(),
-        port: u16::from_be_bytes(key.destination_port),
-        protocol: Protocol::of_number(key.protocol).unwrap_or(Protocol::Tcp),
-    }
+fn vip(key: &Key) -> Vip {
+    let service = key.service();
+    words::vip(&service).unwrap_or(Vip {
+        address: crate::config::ip(service.address),
+        port: u16::from_be_bytes(service.port),
+        protocol: crate::config::Protocol::Tcp,
+    })
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
-    flow::{FlowEntry, FlowKey, FlowKeyV4, tick},
+    flow::{FlowEntry, FlowKey as _, tick},
     ring::RING_SLOTS,
     target::Target,
 };
@@ -11,10 +11,11 @@ use serde::Serialize;
 
 use super::{
     status::Readings,
-    words::{self, Backend, FlowFacts, NextHopFacts},
+    words::{self, Backend, FlowFacts, NextHopFacts, Traffic},
 };
 use crate::{
     config::{Names, Protocol, Vip},
+    core::Key,
     pinned::{Pinned, PinnedError},
 };
 
@@ -44,6 +45,8 @@ pub struct ServiceBackend {
     pub backend: Backend,
     /// Slots of the service's ring that lead to it, of [`RING_SLOTS`].
     pub ring_slots: u32,
+    /// What was delivered to it from here.
+    pub delivered: Traffic,
     /// The way to it, once it is resolved.
     pub next_hop: Option<NextHopFacts>,
 }
@@ -65,15 +68,13 @@ pub struct Filter {
 
 impl Filter {
     /// Whether a flow is wanted.
-    pub fn matches(&self, key: &FlowKeyV4) -> bool {
-        let address =
-            |wanted: Option<IpAddr>, found: [u8; 4]| wanted.is_none_or(|wanted| wanted == IpAddr::from(found));
-        let port = |wanted: Option<u16>, found: [u8; 2]| wanted.is_none_or(|wanted| wanted.to_be_bytes() == found);
-        address(self.client, key.source)
-            && port(self.client_port, key.source_port)
-            && address(self.vip, key.destination)
-            && port(self.vip_port, key.destination_port)
-            && self.protocol.is_none_or(|protocol| protocol.number() == key.protocol)
+    pub fn matches(&self, key: &Key) -> bool {
+        let (client, vip) = (words::client(key), key.service());
+        self.client.is_none_or(|wanted| wanted == client.ip())
+            && self.client_port.is_none_or(|wanted| wanted == client.port())
+            && self.vip.is_none_or(|wanted| crate::config::address(wanted) == vip.address)
+            && self.vip_port.is_none_or(|wanted| wanted.to_be_bytes() == vip.port)
+            && self.protocol.is_none_or(|protocol| protocol.number() == vip.protocol)
     }
 }
 
@@ -92,10 +93,10 @@ pub fn flows(
     let mut found = Vec::new();
     let mut is_cut = false;
     pinned.each_flow(|key, entry| {
-        if filter.matches(key) {
+        if filter.matches(&key) {
             is_cut = limit != 0 && found.len() == limit;
             if !is_cut {
-                found.push((*key, *entry));
+                found.push((key, *entry));
             }
         }
         !is_cut
@@ -106,7 +107,7 @@ pub fn flows(
     Ok((found.iter().filter_map(|(key, entry)| flow(key, entry, &backends, now, names)).collect(), is_cut))
 }
 
-fn flow(key: &FlowKeyV4, entry: &FlowEntry, backends: &[Target], now: u32, names: &Names) -> Option<Flow> {
+fn flow(key: &Key, entry: &FlowEntry, backends: &[Target], now: u32, names: &Names) -> Option<Flow> {
     let vip = words::vip(&key.service())?;
     let backend = backends.get(usize::from(entry.backend)).copied().unwrap_or(Target::NONE);
     let backend = words::backend(entry.backend, &backend, vip, names);
@@ -133,6 +134,7 @@ pub fn backends(readings: &Readings, names: &Names) -> Vec<ServiceBackend> {
                 service: names.service(vip).map(str::to_owned),
                 backend: words::backend(slot, target, vip, names),
                 ring_slots: ring_slots as u32,
+                delivered: readings.delivered.get(&slot).copied().unwrap_or_default(),
                 next_hop: words::next_hop(&target.next_hop),
             });
         }

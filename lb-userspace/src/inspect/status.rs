@@ -1,17 +1,19 @@
 //! One verdict on this member and its cluster, and what it rests on.
 
+use std::{collections::BTreeMap, thread, time::Duration};
+
 use lb_common::{
     liveness::{Heard, Liveness, PROBE_READY},
-    node::Node,
+    node::{Node, V4, V6},
     rank::bit,
-    reason::{Counter, Reason},
+    reason::{Counter, Reason, ServiceCounters},
     ring::Ring,
     service::{Service, ServiceKey},
     target::{TARGET_DOWN, TARGET_DRAINING, TARGET_SERVING, Target},
 };
 use serde::Serialize;
 
-use super::words::{self, Member, NextHopFacts};
+use super::words::{self, Member, NextHopFacts, Traffic};
 use crate::{
     config::{Names, Vip},
     pinned::{FlowCount, Pinned, PinnedError},
@@ -44,8 +46,12 @@ pub struct Status {
     pub interfaces: Vec<String>,
     /// All members, by id.
     pub members: Vec<MemberStatus>,
-    /// The flow table.
+    /// The table of IPv4 flows.
     pub flows: FlowTable,
+    /// The table of IPv6 flows.
+    pub flows_v6: FlowTable,
+    /// Packets a second, at the moment, whose flow deserved an entry and got none: over the budget, or the table is full.
+    pub unprotected_per_s: u64,
     /// The services, by VIP.
     pub services: Vec<ServiceStatus>,
     /// Packets by outcome since the maps were made; outcomes that did not happen are left out.
@@ -85,6 +91,8 @@ pub struct MemberStatus {
     pub rtt_ns: Option<u64>,
     /// Starts of its agent, as it says; 0 for unknown.
     pub incarnation: u32,
+    /// What was handed off to it from here.
+    pub handed_off: Traffic,
     /// The way to it; `None` for this member, and while it is not resolved.
     pub next_hop: Option<NextHopFacts>,
 }
@@ -119,6 +127,14 @@ pub struct ServiceStatus {
     pub unreachable: u32,
     /// Whether a new flow finds a backend.
     pub takes_new_flows: bool,
+    /// What of it was delivered to its backends from here.
+    pub delivered: Traffic,
+    /// What of it was handed to other members from here.
+    pub handed_off: Traffic,
+    /// What of it was answered from here: packets that were too big.
+    pub answered: Traffic,
+    /// What of it was dropped here.
+    pub dropped: Traffic,
 }
 
 /// Packets of one outcome.
@@ -152,10 +168,18 @@ pub struct Readings {
     pub services: Vec<(ServiceKey, Service, Option<Box<Ring>>)>,
     /// By reason.
     pub counters: Vec<Counter>,
-    /// Flows.
-    pub flows: FlowCount,
-    /// Flows that fit.
-    pub flows_max: u32,
+    /// See `Status::unprotected_per_s`.
+    pub unprotected_per_s: u64,
+    /// By the index of the service's ring.
+    pub service_counters: BTreeMap<u32, ServiceCounters>,
+    /// To the used slots.
+    pub delivered: BTreeMap<u16, Traffic>,
+    /// To the members, by id.
+    pub handed_off: BTreeMap<u8, Traffic>,
+    /// Flows, by family.
+    pub flows: [FlowCount; 2],
+    /// Flows that fit, by family.
+    pub flows_max: [u32; 2],
     /// Attached interfaces.
     pub interfaces: Vec<String>,
 }
@@ -170,10 +194,23 @@ impl Readings {
         let with_ring = |(key, service): (ServiceKey, Service)| {
             pinned.ring(service.ring).map(|ring| (key, service, ring.map(Box::new)))
         };
+        let (node, backends, services) = (pinned.node()?, pinned.backends()?, pinned.services()?);
+        let of_service = |(_, service): &(ServiceKey, Service)| {
+            pinned.service_counters(service.ring).map(|counters| (service.ring, counters))
+        };
+        let of_slot = |(slot, _): (u16, &Target)| pinned.backend_counter(slot).map(|counter| (slot, counter.into()));
+        let of_member = |id: u8| pinned.member_counter(id).map(|counter| (id, counter.into()));
+        let used = (0_u16..).zip(&backends).filter(|(_, backend)| backend.state != 0);
+        let configured = node.seeds.iter().take(node.members as usize).map(|seed| seed.id as u8);
+        let unprotected_per_s = unprotected_per_s(pinned)?;
         Ok(Self {
-            node: pinned.node()?,
-            backends: pinned.backends()?,
-            services: pinned.services()?.into_iter().map(with_ring).collect::<Result<_, _>>()?,
+            service_counters: services.iter().map(of_service).collect::<Result<_, _>>()?,
+            delivered: used.map(of_slot).collect::<Result<_, _>>()?,
+            handed_off: configured.map(of_member).collect::<Result<_, _>>()?,
+            unprotected_per_s,
+            node,
+            backends,
+            services: services.into_iter().map(with_ring).collect::<Result<_, _>>()?,
             counters: pinned.counters()?.to_vec(),
             flows: pinned.count_flows()?,
             flows_max: pinned.flows_max()?,
@@ -184,6 +221,22 @@ impl Readings {
             now_ns: clock(),
         })
     }
+}
+
+/// Nothing is waited for where no flow has ever been unprotected.
+fn unprotected_per_s(pinned: &Pinned) -> Result<u64, PinnedError> {
+    const PAUSE: Duration = Duration::from_millis(100);
+    let count = || -> Result<u64, PinnedError> {
+        let counters = pinned.counters()?;
+        let reasons = [Reason::DeliverOverBudget, Reason::DeliverTableFull];
+        Ok(reasons.iter().filter_map(|reason| counters.get(*reason as usize)).map(|counter| counter.packets).sum())
+    };
+    let before = count()?;
+    if before == 0 {
+        return Ok(0);
+    }
+    thread::sleep(PAUSE);
+    Ok((count()?.saturating_sub(before)) * 1000 / PAUSE.as_millis() as u64)
 }
 
 /// Judges a member by its maps.
@@ -199,13 +252,20 @@ pub fn status(readings: &Readings, names: &Names) -> Status {
         agent: agent(readings),
         interfaces: readings.interfaces.clone(),
         members: members(readings, names),
-        flows: FlowTable { used: readings.flows.flows, exact: readings.flows.is_exact, max: readings.flows_max },
+        flows: flow_table(readings, V4),
+        flows_v6: flow_table(readings, V6),
+        unprotected_per_s: readings.unprotected_per_s,
         services: services(readings, names),
         packets: packets(&readings.counters),
     };
     status.problems = verdict::problems(&status);
     status.verdict = status.problems.first().map_or(Verdict::Ok, |problem| problem.severity);
     status
+}
+
+fn flow_table(readings: &Readings, family: usize) -> FlowTable {
+    let FlowCount { flows, is_exact } = readings.flows[family];
+    FlowTable { used: flows, exact: is_exact, max: readings.flows_max[family] }
 }
 
 /// The members, by id.
@@ -231,6 +291,7 @@ pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
                     .filter(|heard| heard.echo_ns != 0)
                     .map(|heard| heard.echo_ns.saturating_sub(heard.echo_sent_ns)),
                 incarnation: if this { node.incarnation } else { heard.map_or(0, |heard| heard.incarnation) },
+                handed_off: readings.handed_off.get(&id).copied().unwrap_or_default(),
                 next_hop: words::next_hop(&target.next_hop).filter(|_| !this),
             }
         })
@@ -243,6 +304,8 @@ pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
 pub fn services(readings: &Readings, names: &Names) -> Vec<ServiceStatus> {
     let service = |(key, service, ring): &(ServiceKey, Service, Option<Box<Ring>>)| {
         let vip = words::vip(key)?;
+        let counters = readings.service_counters.get(&service.ring);
+        let traffic = |of: fn(&ServiceCounters) -> Counter| counters.map(of).map(Traffic::from).unwrap_or_default();
         let mut status = ServiceStatus {
             name: names.service(vip).map(str::to_owned),
             vip,
@@ -256,6 +319,10 @@ pub fn services(readings: &Readings, names: &Names) -> Vec<ServiceStatus> {
                     *slot != 0 && readings.backends.get(usize::from(*slot)).is_some_and(Target::is_in_service)
                 })
             }),
+            delivered: traffic(|counters| counters.delivered),
+            handed_off: traffic(|counters| counters.handed_off),
+            answered: traffic(|counters| counters.answered),
+            dropped: traffic(|counters| counters.dropped),
         };
         for backend in readings.backends.iter().filter(|backend| backend.state != 0 && backend.ring == service.ring) {
             *match backend.state {

@@ -8,17 +8,20 @@ use lb_common::{
     address::Address,
     flow::ms_of_ticks,
     flow::{
-        FlowEntry, FlowKeyV4, PENDING_MIDFLOW, PENDING_SYN, PENDING_UDP, Pending, STATE_CLOSING, STATE_ESTABLISHED,
+        FlowEntry, FlowKey as _, PENDING_MIDFLOW, PENDING_SYN, PENDING_UDP, Pending, STATE_CLOSING, STATE_ESTABLISHED,
         STATE_RESET, STATE_YOUNG,
     },
     node::Node,
-    reason::Action,
+    reason::{Action, Counter},
     service::ServiceKey,
     target::{NextHop, TARGET_DOWN, TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING, Target},
 };
 use serde::Serialize;
 
-use crate::config::{self, Names, Protocol, Vip};
+use crate::{
+    config::{self, Names, Protocol, Vip},
+    core::Key,
+};
 
 /// Of everything that `-o json` prints: raised when a field changes its meaning or goes.
 pub const FORMAT_VERSION: u32 = 1;
@@ -104,6 +107,21 @@ pub struct PendingFacts {
     pub age_ms: u64,
 }
 
+/// Packets and bytes since the maps were made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the link-layer header on without its 14 bytes.
+    pub bytes: u64,
+}
+
+impl From<Counter> for Traffic {
+    fn from(Counter { packets, bytes }: Counter) -> Self {
+        Self { packets, bytes }
+    }
+}
+
 /// Member `id` at `address`.
 pub fn member(id: u8, address: Address, names: &Names) -> Member {
     Member { id, name: names.member(id).map(str::to_owned), address: config::ip(address) }
@@ -182,8 +200,13 @@ pub fn pending_facts(pending: &Pending, now: u32) -> PendingFacts {
 }
 
 /// The client of a flow.
-pub fn client(key: &FlowKeyV4) -> SocketAddr {
-    SocketAddr::new(IpAddr::from(key.source), u16::from_be_bytes(key.source_port))
+pub fn client(key: &Key) -> SocketAddr {
+    let [high, low, ..] = key.ports();
+    let address = match key {
+        Key::V4(key) => IpAddr::from(key.source),
+        Key::V6(key) => IpAddr::from(key.source),
+    };
+    SocketAddr::new(address, u16::from_be_bytes([high, low]))
 }
 
 /// The VIP with that key; `None` for the mark of a VIP and for protocols that are not balanced.

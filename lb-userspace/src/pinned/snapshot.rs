@@ -2,7 +2,7 @@
 
 use lb_common::{
     address::{Address, Words, words},
-    flow::{FlowEntry, FlowKey, FlowKeyV4, Fragment, Pending},
+    flow::{FlowEntry, FlowKey, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
     node::Node,
@@ -14,6 +14,7 @@ use lb_common::{
 };
 
 use super::{Pinned, PinnedError};
+use crate::core::Key;
 
 /// A copy of what the datapath would look at for one flow. What a decision would write is not written.
 #[derive(Clone, Debug)]
@@ -31,11 +32,11 @@ pub struct Snapshot {
     /// The backends, by slot.
     pub backends: Vec<Target>,
     /// The flow that the rest is about.
-    pub key: FlowKeyV4,
+    pub key: Key,
     /// Whether the flow's destination is a VIP.
     pub is_vip: bool,
-    /// Its service.
-    pub service: Option<Service>,
+    /// Its service, and under which key it was found: of the flow's port, or of every port.
+    pub service: Option<(ServiceKey, Service)>,
     /// Its service's ring.
     pub ring: Option<Box<Ring>>,
     /// Its entry.
@@ -50,10 +51,15 @@ impl Snapshot {
     /// # Errors
     ///
     /// Those of reading the maps.
-    pub fn take(pinned: &Pinned, key: FlowKeyV4, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
-        let service = pinned.service(&key.service())?;
+    pub fn take(pinned: &Pinned, key: Key, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
+        let mut service = None;
+        for candidate in [key.service(), key.service().any_port()] {
+            if service.is_none() {
+                service = pinned.service(&candidate)?.map(|found| (candidate, found));
+            }
+        }
         let ring = match service {
-            Some(service) => pinned.ring(service.ring)?.map(Box::new),
+            Some((_, service)) => pinned.ring(service.ring)?.map(Box::new),
             None => None,
         };
         let mut snapshot = Self {
@@ -102,15 +108,14 @@ impl Tables for Snapshot {
     }
 
     fn service(&self, key: &ServiceKey) -> Option<Service> {
-        let own = self.key.service();
-        if *key == ServiceKey::vip(own.address) {
+        if *key == ServiceKey::vip(self.key.service().address) {
             return self.is_vip.then_some(Service { ring: 0, flags: 0, padding: [0; 3] });
         }
-        self.service.filter(|_| *key == own)
+        self.service.filter(|(found, _)| found == key).map(|(_, service)| service)
     }
 
     fn ring(&self, ring: u32, slot: usize) -> u16 {
-        let own = self.ring.as_ref().filter(|_| self.service.is_some_and(|service| service.ring == ring));
+        let own = self.ring.as_ref().filter(|_| self.service.is_some_and(|(_, service)| service.ring == ring));
         own.filter(|_| slot < RING_SLOTS).map_or(0, |ring| ring.slots[slot])
     }
 
@@ -131,36 +136,42 @@ impl Tables for Snapshot {
     }
 }
 
-impl Flows<FlowKeyV4> for Snapshot {
-    type Flow = FlowEntry;
+macro_rules! flows {
+    ($key:ty) => {
+        impl Flows<$key> for Snapshot {
+            type Flow = FlowEntry;
 
-    fn flow(&self, key: &FlowKeyV4) -> Option<FlowEntry> {
-        self.entry.filter(|_| *key == self.key)
-    }
+            fn flow(&self, key: &$key) -> Option<FlowEntry> {
+                self.entry.filter(|_| Key::from(*key) == self.key)
+            }
 
-    fn entry(&self, flow: FlowEntry) -> FlowEntry {
-        flow
-    }
+            fn entry(&self, flow: FlowEntry) -> FlowEntry {
+                flow
+            }
 
-    fn touch(&self, _flow: FlowEntry, _tag: u32, _step: Lifecycle) {}
+            fn touch(&self, _flow: FlowEntry, _tag: u32, _step: Lifecycle) {}
 
-    fn insert(&self, _key: &FlowKeyV4, _entry: &FlowEntry) -> Inserted {
-        Inserted::Yes
-    }
+            fn insert(&self, _key: &$key, _entry: &FlowEntry) -> Inserted {
+                Inserted::Yes
+            }
 
-    fn replace(&self, _key: &FlowKeyV4, _entry: &FlowEntry) {}
+            fn replace(&self, _key: &$key, _entry: &FlowEntry) {}
 
-    fn pending(&self, key: &FlowKeyV4) -> Option<Pending> {
-        self.pending.filter(|_| *key == self.key)
-    }
+            fn pending(&self, key: &$key) -> Option<Pending> {
+                self.pending.filter(|_| Key::from(*key) == self.key)
+            }
 
-    fn set_pending(&self, _key: &FlowKeyV4, _pending: &Pending) {}
+            fn set_pending(&self, _key: &$key, _pending: &Pending) {}
 
-    fn fragment(&self, _datagram: &FlowKeyV4) -> Option<Fragment> {
-        None
-    }
+            fn fragment(&self, _datagram: &$key) -> Option<Fragment> {
+                None
+            }
 
-    fn set_fragment(&self, _datagram: &FlowKeyV4, _fragment: &Fragment) {}
+            fn set_fragment(&self, _datagram: &$key, _fragment: &Fragment) {}
 
-    fn emit(&self, _key: &FlowKeyV4, _entry: &FlowEntry) {}
+            fn emit(&self, _key: &$key, _entry: &FlowEntry) {}
+        }
+    };
 }
+flows!(FlowKeyV4);
+flows!(FlowKeyV6);

@@ -3,9 +3,11 @@ use std::path::Path;
 use lb_common::{
     abi::SCHEMA,
     address::mapped,
-    flow::{FlowEntry, PENDING_SYN, Pending, STATE_ESTABLISHED, WITNESSED},
+    flow::{
+        FlowEntry, FlowKeyV4, FlowKeyV6, PENDING_MIDFLOW, PENDING_SYN, Pending, SCTP, STATE_ESTABLISHED, TCP, WITNESSED,
+    },
     liveness::{Heard, Liveness},
-    node::Node,
+    node::{NODE_DIRECT, Node},
     rank::{Owners, Seed, seed},
     ring::Ring,
     service::Service,
@@ -19,7 +21,8 @@ const NOW: u64 = 1_000_000_000_000;
 const ME: u8 = 1;
 
 /// Three members, of which this is the first; a service with two backends; everything is well.
-fn snapshot(key: FlowKeyV4) -> Snapshot {
+fn snapshot(key: impl Into<Key>) -> Snapshot {
+    let key: Key = key.into();
     let next_hop = NextHop { ifindex: 2, mtu: 1500, ..Target::NONE.next_hop };
     let target = |address, state| Target { address: mapped(address), next_hop, ring: 7, state, padding: [0; 3] };
     let mut node = Node::new_zeroed();
@@ -55,7 +58,7 @@ fn snapshot(key: FlowKeyV4) -> Snapshot {
         ],
         key,
         is_vip: true,
-        service: Some(Service { ring: 7, flags: 0, padding: [0; 3] }),
+        service: Some((key.service(), Service { ring: 7, flags: 0, padding: [0; 3] })),
         ring: Some(ring),
         entry: None,
         pending: None,
@@ -78,7 +81,7 @@ fn owned_by(primary: u8, backup: u8) -> Snapshot {
     snapshot(key)
 }
 
-fn entry(key: &FlowKeyV4, primary: u8, backup: u8, backend: u16) -> FlowEntry {
+fn entry(key: Key, primary: u8, backup: u8, backend: u16) -> FlowEntry {
     FlowEntry {
         last_seen: tick(NOW - 2_000_000_000),
         created: tick(NOW - 60_000_000_000),
@@ -153,7 +156,7 @@ fn without_an_agent_a_silent_owner_is_passed_over() {
     let mut snapshot = owned_by(1, 2);
     snapshot.liveness.lease_until_ns = NOW - 1;
     snapshot.heard[2].probe_ns = NOW - 300_000_000;
-    snapshot.entry = Some(entry(&snapshot.key, 2, 3, 1));
+    snapshot.entry = Some(entry(snapshot.key, 2, 3, 1));
     let why = "lb3 is the backup, and lb2 has not probed for 300 ms, while the agent here is dead".to_owned();
     assert_eq!(verdict(&snapshot), ("hand_off_known", Some(3), why));
 }
@@ -169,7 +172,7 @@ fn an_owner_that_cannot_be_reached_is_named() {
 #[test]
 fn the_entry_decides_on_owners_and_backend_of_a_known_flow() {
     let mut snapshot = owned_by(1, 2);
-    snapshot.entry = Some(entry(&snapshot.key, 3, 1, 3));
+    snapshot.entry = Some(entry(snapshot.key, 3, 1, 3));
     let explanation = explain(&snapshot, &names());
     assert_eq!(verdict(&snapshot), ("hand_off_known", Some(3), "lb3 is the primary".to_owned()));
     let roles: Vec<_> = explanation.ranking.iter().map(|ranked| (ranked.member.id, ranked.role)).collect();
@@ -181,7 +184,7 @@ fn the_entry_decides_on_owners_and_backend_of_a_known_flow() {
     assert_eq!((known.idle_ms.div_ceil(10), known.age_ms.div_ceil(10)), (200, 6_000));
     assert!(known.witnessed);
 
-    snapshot.entry = Some(entry(&snapshot.key, 1, 2, 3));
+    snapshot.entry = Some(entry(snapshot.key, 1, 2, 3));
     assert_eq!(verdict(&snapshot), ("deliver_known", Some(1), "lb1 is the primary".to_owned()));
 }
 
@@ -234,4 +237,42 @@ fn names_are_optional() {
     let explanation = explain(&owned_by(2, 1), &Names::load(Path::new("/nonexistent")));
     assert_eq!((explanation.service, explanation.verdict.why.as_str()), (None, "member 2 is the primary"));
     assert_eq!(explanation.receiver.title(), "member 1");
+}
+
+#[test]
+fn flows_of_ipv6_and_sctp_and_of_every_port_are_explained() {
+    let names = names();
+    let v6 = FlowKeyV6::new([0x20; 16], [0x21; 16], [0x9c, 0x40], [0, 80], TCP);
+    let explanation = explain(&snapshot(v6), &names);
+    assert!(
+        ["deliver_stateless", "hand_off_unknown"].contains(&explanation.verdict.reason),
+        "{:?}",
+        explanation.verdict
+    );
+    assert_eq!((explanation.packet, explanation.client.port()), ("syn", 40_000));
+
+    let sctp = FlowKeyV4 { protocol: SCTP, ..key(4000) };
+    assert_eq!((explain(&snapshot(sctp), &names).packet, explain(&snapshot(sctp), &names).vip.port), ("syn", 80));
+    let mut any = snapshot(sctp);
+    any.service = any.service.map(|(key, service)| (key.any_port(), service));
+    assert!(explain(&any, &names).backend.is_some());
+}
+
+#[test]
+fn direct_and_second_chance_say_why() {
+    let mut direct = owned_by(2, 3);
+    direct.entry = Some(entry(direct.key, 2, 3, 1));
+    assert_eq!(verdict(&direct).0, "hand_off_known");
+    direct.node.flags = NODE_DIRECT;
+    let why = "this member knows the flow, and who knows a flow delivers it (handoff = \"direct\")".to_owned();
+    assert_eq!(verdict(&direct), ("deliver_known", Some(1), why));
+
+    let mut doubt = owned_by(1, 2);
+    doubt.liveness.doubt_until_ns = NOW + 1;
+    assert_eq!(verdict(&doubt).0, "deliver_stateless", "a SYN belongs to no flow yet");
+    let now = tick(NOW);
+    let (kind, packets) = (PENDING_MIDFLOW, 1);
+    doubt.pending = Some(Pending { first_seen: now, expected_seq: 0, backend: 1, kind, packets, last_seen: now });
+    let why = "records may still be missing here, and lb2 may know the flow".to_owned();
+    assert_eq!(verdict(&doubt), ("hand_off_second_chance", Some(2), why));
 }

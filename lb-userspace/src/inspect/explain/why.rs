@@ -2,6 +2,7 @@
 
 use lb_common::{
     flow::FlowKey,
+    node::NODE_DIRECT,
     rank::{Owners, bit},
     reason::{Action, Reason},
     steer::Tables,
@@ -25,7 +26,14 @@ pub(super) fn judge(snapshot: &Snapshot, names: &Names, decision: Decision, pack
         Decision::End(reason) => (reason, None, end(reason).to_owned()),
         Decision::HandOff(target, reason) => {
             let id = snapshot.member_at(&target.address).unwrap_or(0);
-            (reason, Some((id, target.address)), choice(snapshot, names, id))
+            let why = match reason {
+                Reason::HandOffSecondChance => {
+                    let name = words::member_name(id, names);
+                    format!("records may still be missing here, and {name} may know the flow")
+                }
+                _ => choice(snapshot, names, id),
+            };
+            (reason, Some((id, target.address)), why)
         }
         Decision::Deliver(_, reason) => (reason, Some(this), delivery(snapshot, names, packet)),
     };
@@ -39,6 +47,10 @@ pub(super) fn judge(snapshot: &Snapshot, names: &Names, decision: Decision, pack
 
 /// Why it is delivered here: this member should, or the one that should cannot be reached.
 fn delivery(snapshot: &Snapshot, names: &Names, packet: &str) -> String {
+    let node = &snapshot.node;
+    if node.flags & NODE_DIRECT != 0 && snapshot.entry.is_some_and(|entry| entry.primary != node.id) {
+        return "this member knows the flow, and who knows a flow delivers it (handoff = \"direct\")".to_owned();
+    }
     let mut reachable = snapshot.clone();
     for member in &mut reachable.members {
         member.next_hop.ifindex = member.next_hop.ifindex.max(1);

@@ -43,9 +43,18 @@ pub(super) fn problems(status: &Status) -> Vec<Problem> {
     problems.extend(agent(status));
     problems.extend(status.members.iter().filter_map(|member| peer(member, status.agent.alive)));
     problems.extend(status.services.iter().flat_map(service));
-    let used = status.flows.used.saturating_mul(100) / u64::from(status.flows.max).max(1);
-    if used >= FULL_PERCENT {
-        problems.push(degraded(format!("the flow table is {used} % full: beyond it new flows are unprotected")));
+    for (table, name) in [(status.flows, "the flow table"), (status.flows_v6, "the table of IPv6 flows")] {
+        let used = table.used.saturating_mul(100) / u64::from(table.max).max(1);
+        if used >= FULL_PERCENT {
+            problems.push(degraded(format!("{name} is {used} % full: beyond it new flows are unprotected")));
+        }
+    }
+    if status.unprotected_per_s != 0 {
+        let rate = status.unprotected_per_s;
+        problems.push(degraded(format!(
+            "flows are unprotected, {rate} packets a second: over the budget of new flows, or no room (deliver_over_budget, \
+             deliver_table_full)"
+        )));
     }
     problems.sort_by_key(|problem| std::cmp::Reverse(problem.severity));
     problems
