@@ -91,7 +91,7 @@ fn every_reason_is_documented_with_what_is_done() {
             Action::Pass => "Left to the host",
             Action::Deliver => "Delivered to a backend",
             Action::HandOff => "Handed to another member",
-            Action::Answer | Action::Consume => "Between members",
+            Action::Answer | Action::Consume => "Answered or taken",
             Action::Drop => "Dropped",
         };
         assert_eq!(section, expected, "{}", reason.name());

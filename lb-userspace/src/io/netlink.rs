@@ -468,3 +468,73 @@ fn neighbour_of(message: &NeighbourMessage) -> Option<Neighbour> {
     }
     Some(Neighbour { ifindex: message.header.ifindex, address: address?, mac, permanent })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use netlink_packet_route::link::{InfoKind, VlanProtocol};
+
+    use super::*;
+
+    /// As the kernel sends it: through bytes.
+    fn parsed(message: &LinkMessage) -> Link {
+        let payload = NetlinkPayload::from(RouteNetlinkMessage::NewLink(message.clone()));
+        let mut packet = NetlinkMessage::new(NetlinkHeader::default(), payload);
+        packet.finalize();
+        let mut bytes = vec![0; packet.buffer_len()];
+        packet.serialize(&mut bytes);
+        match NetlinkMessage::<RouteNetlinkMessage>::deserialize(&bytes).unwrap().payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(message)) => link_of(message),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn link(facts: Vec<InfoVlan>) -> LinkMessage {
+        let mut message = LinkMessage::default();
+        message.header.index = 9;
+        message.attributes.push(LinkAttribute::IfName("eth0.100".to_owned()));
+        message.attributes.push(LinkAttribute::Link(3));
+        let info = vec![LinkInfo::Kind(InfoKind::Vlan), LinkInfo::Data(InfoData::Vlan(facts))];
+        message.attributes.push(LinkAttribute::LinkInfo(info));
+        message
+    }
+
+    #[test]
+    fn a_vlan_names_its_parent_and_its_tag() {
+        let of = |facts| parsed(&link(facts)).vlan;
+        let inner = vec![InfoVlan::Protocol(VlanProtocol::Ieee8021Q), InfoVlan::Id(100)];
+        assert_eq!(of(inner), Some(Vlan { parent: 3, tag: [0x81, 0x00, 0, 100] }));
+        let outer = vec![InfoVlan::Id(0x0abc), InfoVlan::Protocol(VlanProtocol::Ieee8021Ad)];
+        assert_eq!(of(outer), Some(Vlan { parent: 3, tag: [0x88, 0xa8, 0x0a, 0xbc] }));
+        assert_eq!(of(vec![]), None, "without an id it is nothing to send with");
+    }
+
+    /// A veth has a peer in the same attribute in which a VLAN has its parent.
+    #[test]
+    fn a_link_to_a_peer_is_no_vlan() {
+        let mut message = LinkMessage::default();
+        message.attributes.push(LinkAttribute::Link(3));
+        message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Veth)]));
+        assert_eq!(parsed(&message).vlan, None);
+    }
+
+    fn route(metric: u32, bits: u8, gateway: [u8; 4], ifindex: u32) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.kind = RouteType::Unicast;
+        route.header.table = libc::RT_TABLE_MAIN;
+        route.header.destination_prefix_length = bits;
+        route.attributes.push(RouteAttribute::Priority(metric));
+        route.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(Ipv4Addr::from(gateway))));
+        route.attributes.push(RouteAttribute::Oif(ifindex));
+        route
+    }
+
+    #[test]
+    fn the_default_route_with_the_lowest_metric_is_the_way_back() {
+        let routes = [route(5, 8, [10, 0, 0, 9], 1), route(200, 0, [10, 0, 0, 2], 2), route(100, 0, [10, 0, 0, 3], 3)];
+        let found = preferred_default(routes.into_iter()).unwrap();
+        assert_eq!((found.ifindex, found.via), (3, IpAddr::from([10, 0, 0, 3])));
+        assert_eq!(preferred_default([route(5, 8, [10, 0, 0, 9], 1)].into_iter()), None);
+    }
+}

@@ -3,9 +3,7 @@ use std::path::Path;
 use lb_common::{
     abi::SCHEMA,
     address::mapped,
-    flow::{
-        FlowEntry, FlowKeyV4, FlowKeyV6, PENDING_MIDFLOW, PENDING_SYN, Pending, SCTP, STATE_ESTABLISHED, TCP, WITNESSED,
-    },
+    flow::{FlowEntry, FlowKeyV4, FlowKeyV6, PENDING_SYN, Pending, SCTP, STATE_ESTABLISHED, TCP, WITNESSED},
     liveness::{Heard, Liveness},
     node::{NODE_DIRECT, Node},
     rank::{Owners, Seed, seed},
@@ -267,12 +265,15 @@ fn direct_and_second_chance_say_why() {
     let why = "this member knows the flow, and who knows a flow delivers it (handoff = \"direct\")".to_owned();
     assert_eq!(verdict(&direct), ("deliver_known", Some(1), why));
 
-    let mut doubt = owned_by(1, 2);
-    doubt.liveness.doubt_until_ns = NOW + 1;
-    assert_eq!(verdict(&doubt).0, "deliver_stateless", "a SYN belongs to no flow yet");
-    let now = tick(NOW);
-    let (kind, packets) = (PENDING_MIDFLOW, 1);
-    doubt.pending = Some(Pending { first_seen: now, expected_seq: 0, backend: 1, kind, packets, last_seen: now });
+    let tcp = owned_by(1, 2);
+    let doubt = |mut snapshot: Snapshot| {
+        snapshot.liveness.doubt_until_ns = NOW + 1;
+        snapshot
+    };
+    assert_eq!(verdict(&doubt(tcp)).0, "deliver_stateless", "a SYN belongs to no flow yet");
+    let udp = (1024..u16::MAX).map(|port| FlowKeyV4 { protocol: UDP, ..key(port) });
+    let udp = udp.map(|key| (key, rank_of(&key))).find(|(_, owners)| *owners == Owners { primary: 1, backup: 2 });
+    let doubt = doubt(snapshot(udp.unwrap().0));
     let why = "records may still be missing here, and lb2 may know the flow".to_owned();
     assert_eq!(verdict(&doubt), ("hand_off_second_chance", Some(2), why));
 }
