@@ -16,6 +16,7 @@
 
 pub mod abi;
 pub mod address;
+pub mod bench;
 pub mod checksum;
 pub mod decap;
 pub mod flow;

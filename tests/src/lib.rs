@@ -5,6 +5,7 @@
 //! TCP and UDP through it and checks every byte. Everything is removed when its owner is dropped.
 
 pub mod acceptance;
+pub mod bench;
 pub mod check;
 pub mod cluster;
 pub mod command;

@@ -13,8 +13,14 @@ use anyhow::{Context, Result, bail};
 
 use crate::toolchain::{self, BPF_TARGET, Core, Toolchain};
 
-/// The crate, its binary, and the file in `OUT_DIR`.
+/// The crate.
 const PACKAGE: &str = "lb-ebpf";
+
+/// The binary with the programs that the agent carries, and the file in `OUT_DIR`.
+const DATAPATH: &str = "lb-ebpf";
+
+/// The binary with the benchmark's harness.
+pub const BENCH: &str = "lb-bench";
 
 /// Names an object that is used as it is instead of building one, for packagers that ship a checked object.
 const OBJECT_VARIABLE: &str = "TANDEM_EBPF_OBJECT";
@@ -32,19 +38,20 @@ pub fn build_script() -> ExitCode {
     }
 }
 
-/// Builds the programs in release mode and returns the object's path, which is below `out_dir`.
+/// Builds the programs of one binary in release mode and returns the object's path, which is below `out_dir`.
 ///
 /// `log` switches on the feature of that name. `warn` gets what the compiler has to say, line by line.
 pub fn build(
     root: &Path,
     out_dir: &Path,
+    binary: &str,
     toolchain: &Toolchain,
     log: bool,
     warn: &mut dyn FnMut(&str),
 ) -> Result<PathBuf> {
     let target_dir = out_dir.join("ebpf");
     let mut cargo = cargo(root, toolchain, "build");
-    cargo.args(["--quiet", "--package", PACKAGE, "--bin", PACKAGE]).arg("--target-dir").arg(&target_dir);
+    cargo.args(["--quiet", "--package", PACKAGE, "--bin", binary]).arg("--target-dir").arg(&target_dir);
     if log {
         cargo.args(["--features", "log"]);
     }
@@ -56,8 +63,8 @@ pub fn build(
     }
     said.lines().for_each(warn);
 
-    let object = out_dir.join(PACKAGE);
-    let built = target_dir.join(BPF_TARGET).join("release").join(PACKAGE);
+    let object = out_dir.join(binary);
+    let built = target_dir.join(BPF_TARGET).join("release").join(binary);
     fs::copy(&built, &object).with_context(|| format!("cannot copy {} to {}", built.display(), object.display()))?;
     Ok(object)
 }
@@ -94,7 +101,7 @@ fn script() -> Result<()> {
     if let Some(object) = env::var_os(OBJECT_VARIABLE) {
         let object = PathBuf::from(object);
         println!("cargo::rerun-if-changed={}", object.display());
-        fs::copy(&object, out_dir.join(PACKAGE))
+        fs::copy(&object, out_dir.join(DATAPATH))
             .with_context(|| format!("{OBJECT_VARIABLE} names {}, which cannot be copied", object.display()))?;
         return Ok(());
     }
@@ -110,7 +117,7 @@ fn script() -> Result<()> {
     println!("cargo::rerun-if-changed={}", toolchain.compiler.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.path.display());
     let log = env::var_os("CARGO_FEATURE_LOG").is_some();
-    build(&root, &out_dir, &toolchain, log, &mut |line| println!("cargo::warning={line}"))?;
+    build(&root, &out_dir, DATAPATH, &toolchain, log, &mut |line| println!("cargo::warning={line}"))?;
     Ok(())
 }
 

@@ -3,11 +3,13 @@
 //! Becoming it rather than waiting for it: Ctrl-C, SIGTERM and the exit code are then the program's own, and nothing
 //! can be left behind by a parent that died first.
 use std::ffi::OsString;
+use std::fs;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
+use xtask::ebpf;
 
 use crate::{setup, step};
 
@@ -28,6 +30,17 @@ pub(crate) fn agent(root: &Path, interfaces: Vec<OsString>, config: PathBuf, arg
 pub(crate) fn lab_program(root: &Path, name: &str, args: Vec<OsString>) -> Result<ExitCode> {
     setup::everything(root)?;
     become_program(as_root(&built(root, name)?).args(args))
+}
+
+/// Builds the benchmark and its harness, and measures as root.
+pub(crate) fn bench(root: &Path, args: Vec<OsString>) -> Result<ExitCode> {
+    let toolchain = setup::everything(root)?;
+    let program = built(root, "tandem-bench")?;
+    step::heading("Building the harness");
+    let out_dir = step::target_dir()?.join("bench");
+    fs::create_dir_all(&out_dir).with_context(|| format!("cannot make {}", out_dir.display()))?;
+    let harness = ebpf::build(root, &out_dir, ebpf::BENCH, &toolchain, false, &mut |line| eprintln!("{line}"))?;
+    become_program(as_root(&program).arg("--harness").arg(harness).args(args))
 }
 
 /// Prints the rows that the program called `name` holds, which takes no root and nothing but the toolchain.

@@ -1,7 +1,7 @@
 //! `cargo xtask`: sets up, builds, runs, tests and measures Tandem.
 //!
 //! Words go to stderr, so that what the started programs print on stdout can be piped. Exit codes: 0 done, 1 something
-//! failed, 2 usage; `run`, `demo` and `accept` end with the exit code of the program that they start.
+//! failed, 2 usage; `run`, `demo`, `bench` and `accept` end with the exit code of the program that they start.
 mod ci;
 mod launch;
 mod setup;
@@ -79,6 +79,18 @@ Examples:
         /// Run only tests whose name contains one of these
         filter: Vec<String>,
     },
+    /// Measure what a packet costs in each of its paths, and print every figure as a ratio to the floor
+    #[command(before_long_help = "\
+Examples:
+  cargo xtask bench
+  cargo xtask bench --quick
+  cargo xtask bench --json | tail -n 1 > bench.json
+  cargo xtask bench -- --help    the benchmark's own options")]
+    Bench {
+        /// Arguments for the benchmark
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short demo
     #[command(before_long_help = "Examples:\n  cargo xtask ci")]
     Ci,
@@ -113,6 +125,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Setup => setup::everything(&root).map(|_| ExitCode::SUCCESS),
         Task::Run { interface, config, args } => launch::agent(&root, interface, config, args),
         Task::Demo { args } => launch::lab_program(&root, "tandem-demo", args),
+        Task::Bench { args } => launch::bench(&root, args),
         Task::Accept { list: true, .. } => launch::list_rows(&root, ACCEPTANCE),
         Task::Accept { row, .. } => launch::lab_program(&root, ACCEPTANCE, row.into_iter().collect()),
         Task::Test { tier, filter } => {

@@ -1,0 +1,315 @@
+//! Tandem's programs under test, on maps of their own: the only file here that knows what is in those maps.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, anyhow};
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{Array, ArrayOfMaps, HashMap, IterableMap, LpmTrie, Map, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
+    programs::{ProgramFd, Xdp},
+};
+use aya_obj::generated::bpf_map_type;
+use lb_common::{
+    abi,
+    address::{Address, mapped},
+    bench::{Course, client, source_port, source_v4},
+    decap,
+    flow::{FlowEntry, FlowKey as _, FlowKeyV4, PLAUSIBLE_PACKETS, STATE_ESTABLISHED, TCP, WITNESSED, tick},
+    liveness::Liveness,
+    maps,
+    node::{BUDGET_CLASSES, Node},
+    rank::{bit, seed},
+    reason::{Counter, Reason},
+    ring::Ring,
+    service::{Service, ServiceKey, VipFilter},
+    target::{NextHop, TARGET_SERVING, Target},
+};
+use lb_userspace::io::datapath::OBJECT;
+use zerocopy::FromZeros as _;
+
+use super::{
+    harness::FILLING,
+    matrix::{Path, Row},
+    packets::{Destination, Family, Tunnel},
+};
+
+/// Flows that a table holds: as many as it does by default.
+pub(crate) const CAPACITY: u32 = maps::FLOWS_MAX;
+
+/// Backends of the service.
+const BACKENDS: u16 = 100;
+/// The primary of all flows.
+const OWNER: u8 = 1;
+/// Their backup, and the one who sends tunnel packets.
+const PEER: u8 = 2;
+/// The member under test where somebody else is to be the owner.
+const RECEIVER: u8 = 3;
+/// `BPF_PROG_TEST_RUN` says that packets come from the loopback interface.
+const LOOPBACK: u32 = 1;
+
+/// What the member under test is to its packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Setting {
+    /// Members of the cluster.
+    members: u8,
+    /// This member.
+    id: u8,
+    /// Whether packets can be handed to others; if not, new flows are this member's, whoever ranks first.
+    peers_reachable: bool,
+}
+
+/// What `row` needs, or in a word why the programs cannot take its packets (yet).
+pub(crate) fn setting(row: &Row) -> Result<Option<Setting>, &'static str> {
+    if row.family == Family::V6 && !matches!(row.path, Path::Floor | Path::Against(_)) {
+        return Err("the datapath does not balance IPv6");
+    }
+    let usual = Setting { members: 16, id: OWNER, peers_reachable: true };
+    Ok(Some(match row.path {
+        Path::Floor | Path::Decap | Path::Against(_) => return Ok(None),
+        Path::Established | Path::FromPeer | Path::Pass => usual,
+        Path::HandOff => Setting { id: RECEIVER, ..usual },
+        Path::Direct => return Err("the datapath has no direct mode"),
+        Path::Syn(members) | Path::New(members) => Setting { members, peers_reachable: false, ..usual },
+    }))
+}
+
+/// The counter that every packet of a path is to be found in; none where Tandem does not see them.
+pub(crate) fn counter(path: Path) -> Option<&'static str> {
+    Some(match path {
+        Path::Floor | Path::Against(_) => return None,
+        Path::Established | Path::FromPeer | Path::Direct => Reason::DeliverKnown.name(),
+        Path::HandOff => Reason::HandOffKnown.name(),
+        Path::Syn(_) => Reason::DeliverStateless.name(),
+        Path::New(_) => Reason::DeliverNew.name(),
+        Path::Pass => Reason::NotOurs.name(),
+        Path::Decap => decap::Outcome::Stripped.name(),
+    })
+}
+
+/// The outer header of the packets of a path, if they have one.
+pub(crate) fn tunnel(path: Path) -> Option<Tunnel> {
+    let (source, destination) = match path {
+        Path::FromPeer => (member_address(PEER), member_address(OWNER)),
+        Path::Decap => (member_address(OWNER), backend_address(1)),
+        _ => return None,
+    };
+    Some(Tunnel { source: source.into(), destination: destination.into() })
+}
+
+/// The programs, on maps of their own.
+pub(crate) struct Tandem {
+    ebpf: Ebpf,
+    flows: HashMap<MapData, FlowKeyV4, FlowEntry>,
+    node: Array<MapData, Node>,
+    liveness: Array<MapData, Liveness>,
+    members: Array<MapData, Target>,
+    counters: PerCpuArray<MapData, Counter>,
+    decap_counters: PerCpuArray<MapData, Counter>,
+    events: RingBuf<MapData>,
+    setting: Option<Setting>,
+    to: Destination,
+}
+
+impl Tandem {
+    /// Loads the programs and configures one service with its backends; the flow table is empty.
+    pub(crate) fn load(to: Destination) -> Result<Self> {
+        let mut loader = EbpfLoader::new();
+        // As the agent does: no program reads kernel structures.
+        let mut ebpf = loader.btf(None).load(OBJECT).context("the XDP programs do not load")?;
+        for name in ["balancer", "decap"] {
+            let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().with_context(|| format!("the kernel refuses {name}"))?;
+        }
+        configure_service(&mut ebpf, &to)?;
+        configure_decap(&mut ebpf, &to)?;
+        let events = events_ring(&mut ebpf)?;
+        Ok(Self {
+            flows: take(&mut ebpf, maps::FLOWS)?,
+            node: take(&mut ebpf, maps::NODE)?,
+            liveness: take(&mut ebpf, maps::LIVENESS)?,
+            members: take(&mut ebpf, maps::MEMBERS)?,
+            counters: take(&mut ebpf, maps::COUNTERS)?,
+            decap_counters: take(&mut ebpf, decap::DECAP_COUNTERS)?,
+            events,
+            setting: None,
+            to,
+            ebpf,
+        })
+    }
+
+    /// A program, for the harness to call.
+    pub(crate) fn program(&self, name: &str) -> Result<&ProgramFd> {
+        let program: &Xdp = self.ebpf.program(name).context("no such program")?.try_into()?;
+        Ok(program.fd()?)
+    }
+
+    /// Makes this member what `setting` says.
+    pub(crate) fn set(&mut self, setting: Setting) -> Result<()> {
+        if self.setting == Some(setting) {
+            return Ok(());
+        }
+        let mut node = Box::new(Node::new_zeroed());
+        node.schema = abi::SCHEMA;
+        node.hash_key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
+        node.address = mapped(member_address(OWNER));
+        node.silence_ns = u64::MAX;
+        node.members = u32::from(setting.members);
+        node.incarnation = 1;
+        node.budgets = [u32::MAX; BUDGET_CLASSES];
+        node.port = 7001_u16.to_be_bytes();
+        node.id = setting.id;
+        for id in 1..=setting.members {
+            node.configured |= bit(id);
+            node.seeds[usize::from(id) - 1].seed = seed(id);
+            node.seeds[usize::from(id) - 1].id = u64::from(id);
+            let mut target = target(member_address(id));
+            target.next_hop.ifindex = if setting.peers_reachable { LOOPBACK } else { 0 };
+            self.members.set(u32::from(id), target, 0)?;
+        }
+        let alive = Liveness { forwarding: node.configured, eligible: node.configured, lease_until_ns: u64::MAX };
+        self.liveness.set(0, alive, 0)?;
+        self.node.set(0, *node, 0)?;
+        self.setting = Some(setting);
+        Ok(())
+    }
+
+    /// Records the flows of the clients from `base` on as established; their number is a power of two.
+    pub(crate) fn fill(&mut self, family: Family, base: u32, clients: u32) -> Result<()> {
+        assert_eq!(family, Family::V4, "no row asks for another");
+        let order = Course { flow_mask: clients - 1, base, stride: FILLING, ..Course::new_zeroed() };
+        for n in 0..clients {
+            let client = client(n, &order);
+            let key = key_v4(client, &self.to);
+            self.flows.insert(key, entry(&key, client), 0).context("the flow table is full")?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the flows of these clients.
+    pub(crate) fn forget(&mut self, family: Family, base: u32, clients: u32) {
+        assert_eq!(family, Family::V4, "no row asks for another");
+        for client in base..base + clients {
+            // One that is not there is forgotten.
+            let _ = self.flows.remove(&key_v4(client, &self.to));
+        }
+    }
+
+    /// Takes the events that packets have left behind, and counts them.
+    pub(crate) fn take_events(&mut self) -> usize {
+        std::iter::from_fn(|| self.events.next().map(drop)).count()
+    }
+
+    /// Packets counted so far, by counter.
+    pub(crate) fn counted(&self) -> Result<BTreeMap<&'static str, u64>> {
+        let sum = |counters: &PerCpuArray<MapData, Counter>, index: u32| -> Result<u64> {
+            Ok(counters.get(&index, 0)?.iter().map(|counter| counter.packets).sum())
+        };
+        let reasons = Reason::ALL.iter().map(|reason| Ok((reason.name(), sum(&self.counters, *reason as u32)?)));
+        let outcomes =
+            decap::Outcome::ALL.iter().map(|outcome| Ok((outcome.name(), sum(&self.decap_counters, *outcome as u32)?)));
+        reasons.chain(outcomes).collect()
+    }
+}
+
+fn configure_service(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
+    let vip = mapped(to.v4);
+    let mut filter = Box::new(VipFilter::EMPTY);
+    filter.insert(&vip);
+    let mut filters: Array<MapData, VipFilter> = take(ebpf, maps::VIP_FILTER)?;
+    filters.set(0, *filter, 0)?;
+    let mut services: HashMap<MapData, ServiceKey, Service> = take(ebpf, maps::SERVICES)?;
+    let key = ServiceKey { address: vip, port: to.port.to_be_bytes(), protocol: TCP, padding: 0 };
+    for key in [key, ServiceKey::vip(vip)] {
+        services.insert(key, Service { ring: 0, padding: [0; 4] }, 0)?;
+    }
+    let mut backends: Array<MapData, Target> = take(ebpf, maps::BACKENDS)?;
+    for slot in 1..=BACKENDS {
+        backends.set(u32::from(slot), target(backend_address(slot)), 0)?;
+    }
+    let mut peers: HashMap<MapData, Address, u32> = take(ebpf, maps::PEERS)?;
+    for id in 1..=64 {
+        peers.insert(mapped(member_address(id)), u32::from(id), 0)?;
+    }
+    let mut ring = Box::new(Ring::new_zeroed());
+    for (slot, backend) in ring.slots.iter_mut().zip((1..=BACKENDS).cycle()) {
+        *slot = backend;
+    }
+    let inner = MapData::create(definition(bpf_map_type::BPF_MAP_TYPE_ARRAY, 4, size_of::<Ring>(), 1), "ring", None)?;
+    let mut inner = Array::<_, Ring>::try_from(Map::Array(inner))?;
+    inner.set(0, *ring, 0)?;
+    let mut rings: ArrayOfMaps<MapData> = take(ebpf, maps::RINGS)?;
+    rings.set(0, IterableMap::map(&inner), 0)?;
+    Ok(())
+}
+
+fn configure_decap(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
+    let mut from: LpmTrie<MapData, Address, u32> = take(ebpf, decap::DECAP_FROM)?;
+    from.insert(&Key::new(128, mapped(member_address(OWNER))), 1, 0)?;
+    let mut vips: HashMap<MapData, Address, u32> = take(ebpf, decap::DECAP_VIPS)?;
+    vips.insert(mapped(to.v4), 1, 0)?;
+    Ok(())
+}
+
+/// One ring buffer in the places of all CPUs.
+fn events_ring(ebpf: &mut Ebpf) -> Result<RingBuf<MapData>> {
+    let mut rings: ArrayOfMaps<MapData> = take(ebpf, maps::EVENTS)?;
+    let size = maps::EVENT_RING_BYTES;
+    let ring = MapData::create(definition(bpf_map_type::BPF_MAP_TYPE_RINGBUF, 0, 0, size), "ring", None)?;
+    for cpu in 0..aya::util::nr_cpus().map_err(|(_, error)| error)? as u32 {
+        rings.set(cpu, &ring, 0)?;
+    }
+    Ok(RingBuf::try_from(Map::RingBuf(ring))?)
+}
+
+fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
+    let map = ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))?;
+    T::try_from(map).map_err(|_other| anyhow!("the map {name} has another shape"))
+}
+
+fn definition(map_type: bpf_map_type, key: u32, value: usize, entries: u32) -> aya_obj::Map {
+    aya_obj::Map::new_from_params(map_type as u32, key, value as u32, entries, 0)
+}
+
+fn key_v4(client: u32, to: &Destination) -> FlowKeyV4 {
+    FlowKeyV4::new(source_v4(client), to.v4, source_port(client), to.port.to_be_bytes(), TCP)
+}
+
+/// Created long enough ago to be in nobody's way.
+fn entry(key: &FlowKeyV4, client: u32) -> FlowEntry {
+    let now = tick(lb_userspace::io::clock::now_ns());
+    FlowEntry {
+        last_seen: now,
+        created: now,
+        tag: key.tag(),
+        creator_incarnation: 1,
+        generation: 0,
+        revision: 0,
+        term: 0,
+        backend: 1 + (client % u32::from(BACKENDS)) as u16,
+        state: STATE_ESTABLISHED,
+        packets: PLAUSIBLE_PACKETS,
+        creator: OWNER | WITNESSED,
+        primary: OWNER,
+        backup: PEER,
+        padding: [0; 3],
+    }
+}
+
+fn target(address: [u8; 4]) -> Target {
+    let next_hop = NextHop {
+        destination: [2, 0, 0, 0, 0, 9],
+        source: [2, 0, 0, 0, 0, 1],
+        ifindex: LOOPBACK,
+        mtu: 1500,
+        padding: [0; 2],
+    };
+    Target { address: mapped(address), next_hop, ring: 0, state: TARGET_SERVING, padding: [0; 3] }
+}
+
+const fn member_address(id: u8) -> [u8; 4] {
+    [10, 0, 1, 10 + id]
+}
+
+const fn backend_address(slot: u16) -> [u8; 4] {
+    [10, 0, 2, slot as u8]
+}
