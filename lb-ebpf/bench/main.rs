@@ -10,7 +10,7 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::xdp_action,
     btf_maps::{Array, PerCpuArray, ProgramArray},
-    helpers::{bpf_ktime_get_ns, bpf_xdp_adjust_head},
+    helpers::{bpf_get_smp_processor_id, bpf_ktime_get_ns, bpf_redirect, bpf_xdp_adjust_head},
     macros::{btf_map, xdp},
     programs::XdpContext,
 };
@@ -33,6 +33,10 @@ static POSITION: PerCpuArray<u32, 1> = PerCpuArray::new();
 /// When each turn began.
 #[btf_map(name = "stamps")]
 static STAMPS: Array<u64, { TURNS_MAX as usize + 1 }> = Array::new();
+
+/// Packets that came back from the program under test; one count per CPU.
+#[btf_map(name = "arrived")]
+static ARRIVED: PerCpuArray<u64, 1> = PerCpuArray::new();
 
 /// Where the floor's tunnel leads; written by the driver. A constant would be folded into the checksum.
 #[btf_map(name = "tunnel")]
@@ -60,6 +64,30 @@ fn harness(ctx: XdpContext) -> u32 {
     // SAFETY: the context is the program's own; nothing here needs to be dropped.
     unsafe { TARGETS.tail_call(&ctx, course.target) };
     xdp_action::XDP_ABORTED
+}
+
+/// Sends packets of this CPU's course by the course's interface: with live frames they are received at its other end.
+#[xdp]
+fn generate(ctx: XdpContext) -> u32 {
+    let Some(n) = next() else { return xdp_action::XDP_ABORTED };
+    // SAFETY: a helper call without arguments.
+    let cpu = unsafe { bpf_get_smp_processor_id() };
+    let Some(course) = COURSES_MAP.get(cpu % COURSES) else { return xdp_action::XDP_ABORTED };
+    if !lay_packet(&ctx, course, client(n, course)) {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: a helper call without pointers.
+    unsafe { bpf_redirect(course.ifindex, 0) as u32 }
+}
+
+/// Counts what comes back.
+#[xdp]
+fn sink(_: XdpContext) -> u32 {
+    if let Some(arrived) = ARRIVED.get_ptr_mut(0) {
+        // SAFETY: this CPU's own element, and XDP programs of one CPU do not interrupt each other.
+        unsafe { *arrived += 1 };
+    }
+    xdp_action::XDP_DROP
 }
 
 /// The cheapest target: what the harness costs with it is the harness's own.

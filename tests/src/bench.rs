@@ -5,6 +5,7 @@
 
 mod against;
 mod harness;
+mod live;
 mod matrix;
 mod measure;
 mod packets;

@@ -28,15 +28,14 @@ pub struct Against {
 
 /// Opens the program that is pinned at `pin`.
 pub(crate) fn open(pin: &Path) -> Result<ProgramFd> {
-    let info =
-        ProgramInfo::from_pin(pin).with_context(|| format!("there is no program pinned at {}", pin.display()))?;
-    ensure!(
-        info.program_type() == bpf_prog_type::BPF_PROG_TYPE_XDP,
-        "{} is no XDP program but a {:?}",
-        pin.display(),
-        info.program_type()
-    );
-    Ok(info.fd()?)
+    // Of a pinned map the kernel tells facts that read like a program's.
+    let facts = || -> Result<_> {
+        let info = ProgramInfo::from_pin(pin)?;
+        Ok((info.program_type(), info.fd()?))
+    };
+    let (kind, program) = facts().with_context(|| format!("{} is no pinned XDP program", pin.display()))?;
+    ensure!(kind == bpf_prog_type::BPF_PROG_TYPE_XDP, "{} is no XDP program but a {kind:?}", pin.display());
+    Ok(program)
 }
 
 /// Turns of one go at filling the table.
@@ -46,10 +45,11 @@ const TURNS: u32 = 32;
 pub(crate) fn fill(harness: &mut Harness, pace: &mut Pace, family: Family, to: &Destination) -> Result<()> {
     let packet = Packet::new(family, to, Segment { flags: ACK, seq: 1 }, None, 64);
     let clients = tandem::CAPACITY;
-    let mut shot = Shot { target: Target::Against, packet: &packet, clients, base: 0, stride: FILLING, sent: 0 };
+    let mut shot =
+        Shot { target: Target::Against, packet: &packet, clients, base: 0, stride: FILLING, sent: 0, ifindex: 0 };
     while shot.sent < clients {
         pace.take(TURNS * TURN)?;
-        harness.fire([&Shot { target: Target::Nothing, ..shot }, &shot], TURNS)?;
+        harness.fire([Shot { target: Target::Nothing, ..shot }, shot], TURNS)?;
         shot.sent += TURNS * TURN;
     }
     Ok(())

@@ -1,10 +1,10 @@
 //! The harness in the kernel: sends packets to a program, and tells what they took.
 
-use std::path::Path;
+use std::{os::fd::AsFd as _, path::Path};
 
 use anyhow::{Context, Result, ensure};
 use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    Ebpf, EbpfLoader, TestRun as _, TestRunAttrs, TestRunOptions,
     maps::{Array, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray},
     programs::{ProgramFd, Xdp},
     util::nr_cpus,
@@ -12,6 +12,7 @@ use aya::{
 use lb_common::bench::{Course, TURN, TURNS_MAX, Tunnel};
 
 use super::packets::Packet;
+use crate::passthrough::{self, Idle};
 
 /// A place in the harness's table of programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +58,8 @@ pub(crate) struct Shot<'p> {
     pub(crate) stride: u32,
     /// How many packets of the same course were sent before.
     pub(crate) sent: u32,
+    /// Where live frames leave.
+    pub(crate) ifindex: u32,
 }
 
 /// What a packet took, in nanoseconds: one figure for each turn of either course.
@@ -75,7 +78,10 @@ pub(crate) struct Harness {
     position: PerCpuArray<MapData, u32>,
     stamps: Array<MapData, u64>,
     targets: ProgramArray<MapData>,
+    arrived: PerCpuArray<MapData, u64>,
     cpus: usize,
+    /// What `BPF_PROG_TEST_RUN` runs.
+    _attached: [Idle; 2],
 }
 
 impl Harness {
@@ -83,17 +89,24 @@ impl Harness {
     pub(crate) fn load(path: &Path) -> Result<Self> {
         let object = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
         let mut ebpf = EbpfLoader::new().btf(None).load(&object).context("the harness does not load")?;
-        for name in ["harness", "nothing", "floor_v4", "floor_v6"] {
+        for name in ["harness", "nothing", "floor_v4", "floor_v6", "generate", "sink"] {
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the kernel refuses {name}"))?;
         }
         let mut tunnel: Array<MapData, Tunnel> = take(&mut ebpf, "tunnel")?;
         tunnel.set(0, FLOOR_TUNNEL, 0)?;
+        let attached = ["harness", "generate"].map(|name| {
+            let program: &Xdp = ebpf.program(name).context(name)?.try_into()?;
+            passthrough::attach_idle(program.fd()?.as_fd())
+        });
+        let [harness, generate] = attached;
         let mut harness = Self {
+            _attached: [harness?, generate?],
             courses: take(&mut ebpf, "courses")?,
             position: take(&mut ebpf, "position")?,
             stamps: take(&mut ebpf, "stamps")?,
             targets: take(&mut ebpf, "targets")?,
+            arrived: take(&mut ebpf, "arrived")?,
             cpus: nr_cpus().map_err(|(_, error)| error)?,
             ebpf,
         };
@@ -112,11 +125,9 @@ impl Harness {
     }
 
     /// Sends packets of two courses in turns, so many of each.
-    pub(crate) fn fire(&mut self, courses: [&Shot<'_>; 2], turns: u32) -> Result<Took> {
+    pub(crate) fn fire(&mut self, courses: [Shot<'_>; 2], turns: u32) -> Result<Took> {
         ensure!(turns * 2 <= TURNS_MAX, "{turns} turns are more than the harness can time");
-        for (index, shot) in courses.iter().enumerate() {
-            self.courses.set(index as u32, shot.course(), 0)?;
-        }
+        self.set_courses(&courses)?;
         self.set_position(0)?;
         // The last packet only stops the clock.
         self.run(courses[0].packet, turns * 2 * TURN + 1)?;
@@ -139,14 +150,42 @@ impl Harness {
         self.run(shot.packet, 1)
     }
 
+    /// What the CPUs' generators send, by CPU number modulo two.
+    pub(crate) fn set_courses(&mut self, courses: &[Shot<'_>; 2]) -> Result<()> {
+        for (index, shot) in courses.iter().enumerate() {
+            self.courses.set(index as u32, shot.course(), 0)?;
+        }
+        Ok(())
+    }
+
+    /// Sends real frames from this thread's CPU and namespace.
+    pub(crate) fn send_live(&self, packet: &Packet, packets: u32, batch: u32) -> Result<()> {
+        self.program("generate")?.test_run(TestRunOptions {
+            data_in: Some(&packet.frame),
+            repeat: packets,
+            attrs: TestRunAttrs::new().xdp_live_frames(batch),
+            ..TestRunOptions::new()
+        })?;
+        Ok(())
+    }
+
+    /// Frames that came back so far.
+    pub(crate) fn arrived(&self) -> Result<u64> {
+        Ok(self.arrived.get(&0, 0)?.iter().sum())
+    }
+
+    /// A program of the harness's object.
+    pub(crate) fn program(&self, name: &'static str) -> Result<&Xdp> {
+        Ok(self.ebpf.program(name).context(name)?.try_into()?)
+    }
+
     fn set_position(&mut self, position: u32) -> Result<()> {
         Ok(self.position.set(0, PerCpuValues::try_from(vec![position; self.cpus])?, 0)?)
     }
 
     fn run(&self, packet: &Packet, repeat: u32) -> Result<(u32, Vec<u8>)> {
-        let program: &Xdp = self.ebpf.program("harness").context("the harness is gone")?.try_into()?;
         let mut frame = vec![0; packet.frame.len() + 256];
-        let result = program.test_run(TestRunOptions {
+        let result = self.program("harness")?.test_run(TestRunOptions {
             data_in: Some(&packet.frame),
             data_out: Some(&mut frame),
             repeat,
@@ -166,6 +205,7 @@ impl Shot<'_> {
             flow_mask: self.clients - 1,
             base: self.base,
             stride: self.stride,
+            ifindex: self.ifindex,
             ..self.packet.course()
         }
     }

@@ -14,6 +14,8 @@ const MEMBERS: [u8; 3] = [4, 16, 64];
 /// What happens to the packets of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Path {
+    /// Sent back as they came; only with live frames.
+    Nothing,
     /// Encapsulated, and nothing else: what no balancer can do without.
     Floor,
     /// Of a flow that this member owns.
@@ -74,11 +76,16 @@ pub struct Extent {
 impl Extent {
     /// The rows, those next to each other that will be compared.
     pub(crate) fn rows(&self) -> Vec<Row> {
+        self.rows_of(&paths())
+    }
+
+    /// The rows of some paths.
+    pub(crate) fn rows_of(&self, paths: &[Path]) -> Vec<Row> {
         let mut rows = Vec::new();
         for family in [Family::V4, Family::V6] {
             for flows in FLOWS {
                 for bytes in BYTES {
-                    rows.extend(paths().map(|path| Row { path, family, flows, bytes }));
+                    rows.extend(paths.iter().map(|&path| Row { path, family, flows, bytes }));
                 }
             }
         }
@@ -90,7 +97,7 @@ impl Extent {
         let name = row.path.to_string();
         let named = self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()));
         let long = row.bytes != BYTES[0];
-        (row.path == Path::Floor || named)
+        (named || matches!(row.path, Path::Nothing | Path::Floor))
             && (self.against || !matches!(row.path, Path::Against(_)))
             && !(self.quick && long)
             // A single new flow is over before a clock can tell.
@@ -98,8 +105,9 @@ impl Extent {
     }
 }
 
-fn paths() -> impl Iterator<Item = Path> {
-    [
+/// What a packet is measured on alone.
+fn paths() -> Vec<Path> {
+    let usual = [
         Path::Floor,
         Path::Established,
         Path::Against(Case::Established),
@@ -109,16 +117,15 @@ fn paths() -> impl Iterator<Item = Path> {
         Path::Pass,
         Path::Against(Case::Pass),
         Path::Decap,
-    ]
-    .into_iter()
-    .chain(MEMBERS.map(Path::Syn))
-    .chain([Path::Against(Case::Syn)])
-    .chain(MEMBERS.map(Path::New))
+    ];
+    let new = MEMBERS.map(Path::Syn).into_iter().chain([Path::Against(Case::Syn)]).chain(MEMBERS.map(Path::New));
+    usual.into_iter().chain(new).collect()
 }
 
 impl fmt::Display for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Nothing => f.write_str("nothing"),
             Self::Floor => f.write_str("floor"),
             Self::Established => f.write_str("established"),
             Self::HandOff => f.write_str("hand-off"),

@@ -15,11 +15,12 @@ use lb_common::bench::TURN;
 use super::{
     against::{self, Against, Pace},
     harness::{FILLING, Harness, Shot, Target, USING, XDP_PASS, XDP_TX},
+    live,
     matrix::{Case, Extent, Path, Row},
     packets::{ACK, Destination, Family, Packet, SYN, Segment},
     report::{LeftOut, Measured, Report},
     statistics::lower_quartile,
-    tandem::{self, Setting, Tandem},
+    tandem::{self, LOOPBACK, Setting, Tandem},
 };
 use crate::interrupt;
 
@@ -38,6 +39,10 @@ pub struct Options {
     pub rounds: usize,
     /// The CPU to measure on.
     pub cpu: usize,
+    /// With the first part: what a packet costs alone.
+    pub cost: bool,
+    /// With the second part: packets a second through real drivers.
+    pub live: bool,
 }
 
 /// Clients that no table knows: those of SYNs, and those of new flows.
@@ -59,9 +64,26 @@ const SEQ: u32 = 1000;
 /// Measures.
 pub fn run(options: &Options) -> Result<Report> {
     take_cpu(options.cpu)?;
-    let mut bench = Bench::new(options)?;
+    let mut harness = Harness::load(&options.harness)?;
+    if let Some(against) = &options.against {
+        harness.set_target(Target::Against, &against::open(&against.pin)?)?;
+    }
+    let mut report = Report::default();
+    if options.cost {
+        costs(options, &mut harness, &mut report)?;
+    }
+    if options.live {
+        report.live = live::run(options, &mut harness)?;
+    }
+    Ok(report)
+}
+
+/// The first part.
+fn costs(options: &Options, harness: &mut Harness, report: &mut Report) -> Result<()> {
+    let mut bench = Bench::new(options, harness)?;
     let (mut jobs, left_out) = bench.jobs(&options.extent.rows())?;
     bench.prepare(&jobs)?;
+    let mut harness_ns = Vec::new();
     for round in 1..=options.rounds {
         eprintln!("round {round} of {}: {} rows", options.rounds, jobs.len());
         bench.nothing.clear();
@@ -70,13 +92,15 @@ pub fn run(options: &Options) -> Result<Report> {
             let ns = bench.measure(job).with_context(|| job.row.to_string())?;
             job.rounds_ns.push(ns);
         }
-        bench.harness_ns.extend(bench.nothing.values().flatten());
+        harness_ns.extend(bench.nothing.values().flatten());
     }
-    let rows = jobs
+    report.harness_ns = lower_quartile(&harness_ns);
+    report.left_out = left_out;
+    report.rows = jobs
         .into_iter()
         .map(|job| Measured { row: job.row, frame_bytes: job.packet.frame.len(), rounds_ns: job.rounds_ns })
         .collect();
-    Ok(Report::new(rows, left_out, lower_quartile(&bench.harness_ns)))
+    Ok(())
 }
 
 /// A row that can be measured.
@@ -89,9 +113,9 @@ struct Job {
     rounds_ns: Vec<f64>,
 }
 
-struct Bench<'o> {
-    options: &'o Options,
-    harness: Harness,
+struct Bench<'b> {
+    options: &'b Options,
+    harness: &'b mut Harness,
     /// Its flow table is full.
     full: Tandem,
     /// Its flow table is empty.
@@ -99,22 +123,16 @@ struct Bench<'o> {
     pace: Pace,
     /// What the harness alone took in this round, by layout and length of its packets.
     nothing: BTreeMap<(u32, usize), Vec<f64>>,
-    harness_ns: Vec<f64>,
 }
 
-impl<'o> Bench<'o> {
-    fn new(options: &'o Options) -> Result<Self> {
-        let mut harness = Harness::load(&options.harness)?;
-        let (full, empty) = (Tandem::load(options.vip)?, Tandem::load(options.vip)?);
+impl<'b> Bench<'b> {
+    fn new(options: &'b Options, harness: &'b mut Harness) -> Result<Self> {
+        let (full, empty) = (Tandem::load(options.vip, LOOPBACK)?, Tandem::load(options.vip, LOOPBACK)?);
         harness.set_target(Target::Balancer, full.program("balancer")?)?;
         harness.set_target(Target::EmptyBalancer, empty.program("balancer")?)?;
         harness.set_target(Target::Decap, full.program("decap")?)?;
-        if let Some(against) = &options.against {
-            harness.set_target(Target::Against, &against::open(&against.pin)?)?;
-        }
         let pace = Pace::new(options.against.as_ref().map_or(u32::MAX, |against| against.pace));
-        let (nothing, harness_ns) = (BTreeMap::new(), Vec::new());
-        Ok(Self { options, harness, full, empty, pace, nothing, harness_ns })
+        Ok(Self { options, harness, full, empty, pace, nothing: BTreeMap::new() })
     }
 
     /// Tells the rows that can be measured from those that cannot.
@@ -154,7 +172,7 @@ impl<'o> Bench<'o> {
             }
             if uses(|path| path == Path::Against(Case::Established)) {
                 eprintln!("letting the other program record {} {family} flows", tandem::CAPACITY);
-                against::fill(&mut self.harness, &mut self.pace, family, &self.options.vip)?;
+                against::fill(self.harness, &mut self.pace, family, &self.options.vip)?;
             }
         }
         Ok(())
@@ -180,7 +198,7 @@ impl<'o> Bench<'o> {
         self.look(job)?;
         let before = self.full.counted()?;
         let shot = shot(job);
-        let took = self.harness.fire([&Shot { target: Target::Nothing, ..shot }, &shot], turns)?;
+        let took = self.harness.fire([Shot { target: Target::Nothing, ..shot }, shot], turns)?;
         if let Some(counter) = tandem::counter(job.row.path) {
             let expected = BTreeMap::from([(counter, u64::from(turns * TURN))]);
             ensure_counted(&before, &self.full.counted()?, &expected)?;
@@ -207,9 +225,10 @@ impl<'o> Bench<'o> {
         let syn = packet(&Row { path: Path::Syn(0), ..job.row }, &self.options.vip);
         let mut figures = Vec::new();
         for _ in 0..BATCHES_NEW {
-            let syn = Shot { target, packet: &syn, clients: flows, base: NEWCOMERS, stride: FILLING, sent: 0 };
+            let syn =
+                Shot { target, packet: &syn, clients: flows, base: NEWCOMERS, stride: FILLING, sent: 0, ifindex: 0 };
             let before = tandem.counted()?;
-            figures.extend(self.harness.fire([&syn, &Shot { packet: &job.packet, ..syn }], TURNS_NEW)?.second);
+            figures.extend(self.harness.fire([syn, Shot { packet: &job.packet, ..syn }], TURNS_NEW)?.second);
             let expected = BTreeMap::from([
                 (tandem::counter(Path::Syn(0)).unwrap_or_default(), u64::from(flows)),
                 (tandem::counter(Path::New(0)).unwrap_or_default(), u64::from(flows)),
@@ -250,7 +269,7 @@ impl<'o> Bench<'o> {
 }
 
 /// The packet of a row.
-fn packet(row: &Row, vip: &Destination) -> Packet {
+pub(super) fn packet(row: &Row, vip: &Destination) -> Packet {
     let (to, tcp) = match row.path {
         Path::Pass | Path::Against(Case::Pass) => (&Destination::ELSEWHERE, Segment { flags: ACK, seq: SEQ }),
         Path::Syn(_) | Path::Against(Case::Syn) => (vip, Segment { flags: SYN, seq: SEQ }),
@@ -262,6 +281,7 @@ fn packet(row: &Row, vip: &Destination) -> Packet {
 /// The next packets of a job.
 fn shot(job: &Job) -> Shot<'_> {
     let target = match (job.row.path, job.row.family) {
+        (Path::Nothing, _) => Target::Nothing,
         (Path::Floor, Family::V4) => Target::FloorV4,
         (Path::Floor, Family::V6) => Target::FloorV6,
         (Path::Decap, _) => Target::Decap,
@@ -269,7 +289,7 @@ fn shot(job: &Job) -> Shot<'_> {
         _ => Target::Balancer,
     };
     let base = if matches!(job.row.path, Path::Syn(_) | Path::Against(Case::Syn)) { STRANGERS } else { 0 };
-    Shot { target, packet: &job.packet, clients: job.row.flows, base, stride: USING, sent: job.sent }
+    Shot { target, packet: &job.packet, clients: job.row.flows, base, stride: USING, sent: job.sent, ifindex: 0 }
 }
 
 fn ensure_counted(
@@ -287,7 +307,7 @@ fn ensure_counted(
 }
 
 /// Keeps this thread on one CPU and, as far as niceness goes, keeps others off it.
-fn take_cpu(cpu: usize) -> Result<()> {
+pub(super) fn take_cpu(cpu: usize) -> Result<()> {
     // SAFETY: a set of CPUs is an array of integers.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     ensure!(cpu < libc::CPU_SETSIZE as usize, "there is no CPU {cpu}");

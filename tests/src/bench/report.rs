@@ -23,6 +23,15 @@ pub(crate) struct Measured {
     pub(crate) rounds_ns: Vec<f64>,
 }
 
+/// A row of the part with live frames.
+#[derive(Clone, Debug)]
+pub(crate) struct LiveMeasured {
+    pub(crate) row: Row,
+    pub(crate) cores: usize,
+    /// Packets a second, of each round.
+    pub(crate) rounds_pps: Vec<f64>,
+}
+
 /// A row that was not measured.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct LeftOut {
@@ -40,11 +49,13 @@ impl LeftOut {
 }
 
 /// A run's figures.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Report {
-    rows: Vec<Measured>,
-    left_out: Vec<LeftOut>,
-    harness_ns: f64,
+    pub(crate) rows: Vec<Measured>,
+    pub(crate) left_out: Vec<LeftOut>,
+    pub(crate) live: Vec<LiveMeasured>,
+    /// What a packet costs that no program looks at.
+    pub(crate) harness_ns: f64,
 }
 
 /// A ratio of two rows of one run, and what it must be.
@@ -68,6 +79,7 @@ struct Json<'r> {
     harness_ns: f64,
     rows: Vec<JsonRow>,
     left_out: &'r [LeftOut],
+    live: Vec<JsonLive>,
     requirements: Vec<Requirement>,
 }
 
@@ -85,6 +97,19 @@ struct JsonRow {
     ratio_to_floor: f64,
 }
 
+#[derive(Serialize)]
+struct JsonLive {
+    path: String,
+    family: Family,
+    flows: u32,
+    bytes: usize,
+    cores: usize,
+    packets_per_second: f64,
+    /// Half of the rounds lie between these two.
+    from: f64,
+    to: f64,
+}
+
 /// Where it was measured.
 #[derive(Serialize)]
 struct Machine {
@@ -94,10 +119,6 @@ struct Machine {
 }
 
 impl Report {
-    pub(crate) fn new(rows: Vec<Measured>, left_out: Vec<LeftOut>, harness_ns: f64) -> Self {
-        Self { rows, left_out, harness_ns }
-    }
-
     /// One object, on one line.
     pub fn json(&self) -> String {
         let rows = self.rows.iter().map(|measured| {
@@ -122,6 +143,7 @@ impl Report {
             harness_ns: rounded(self.harness_ns),
             rows: rows.collect(),
             left_out: &self.left_out,
+            live: self.live.iter().map(JsonLive::of).collect(),
             requirements: self.requirements(),
         };
         serde_json::to_string(&json).unwrap_or_default()
@@ -170,9 +192,33 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let machine = Machine::this();
         writeln!(f, "{}, {} CPUs, Linux {}", machine.processor, machine.cpus, machine.kernel)?;
+        if !self.rows.is_empty() {
+            self.write_rows(f)?;
+            self.write_left_out(f)?;
+            self.write_requirements(f)?;
+        }
+        if !self.live.is_empty() {
+            self.write_live(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl JsonLive {
+    fn of(live: &LiveMeasured) -> Self {
+        let (from, to) = middle_half(&live.rounds_pps);
+        let Row { path, family, flows, bytes } = live.row;
+        let packets_per_second = median(&live.rounds_pps).round();
+        let (from, to) = (from.round(), to.round());
+        Self { path: path.to_string(), family, flows, bytes, cores: live.cores, packets_per_second, from, to }
+    }
+}
+
+impl Report {
+    fn write_rows(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "ns a packet, the harness's {:.1} ns taken off; half of the rounds lie in the range\n",
+            "\nns a packet, the harness's {:.1} ns taken off; half of the rounds lie in the range\n",
             self.harness_ns
         )?;
         writeln!(
@@ -192,7 +238,10 @@ impl fmt::Display for Report {
                 self.ratio_to_floor(measured),
             )?;
         }
-        self.write_left_out(f)?;
+        Ok(())
+    }
+
+    fn write_requirements(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let requirements = self.requirements();
         if !requirements.is_empty() {
             writeln!(f, "\n{:<62}{:>9}{:>9}{:>9}", "ratio, 64 bytes", "measured", "required", "aimed at")?;
@@ -203,9 +252,26 @@ impl fmt::Display for Report {
         }
         Ok(())
     }
-}
 
-impl Report {
+    fn write_live(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "\nmillion packets a second through veth pairs; half of the rounds lie in the range\n")?;
+        writeln!(f, "{:<20}{:<4}{:>8}{:>6}{:>7}{:>9}   range", "path", "", "flows", "bytes", "cores", "Mpps")?;
+        for live in &self.live {
+            let Row { path, family, flows, bytes } = live.row;
+            let (from, to) = middle_half(&live.rounds_pps);
+            writeln!(
+                f,
+                "{:<20}{family:<4}{flows:>8}{bytes:>6}{:>7}{:>9.2}   {:.2}-{:.2}",
+                path.to_string(),
+                live.cores,
+                median(&live.rounds_pps) / 1e6,
+                from / 1e6,
+                to / 1e6,
+            )?;
+        }
+        Ok(())
+    }
+
     /// One line for all rows of a path and family that are left out for the same reason.
     fn write_left_out(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut lines = Vec::new();
@@ -255,7 +321,8 @@ mod tests {
             row(Path::Pass, &[6.0; 3]),
         ];
         let direct = Row { path: Path::Direct, family: Family::V4, flows: 1, bytes: 64 };
-        Report::new(rows, vec![LeftOut::new(direct, "not there")], 18.0)
+        let left_out = vec![LeftOut::new(direct, "not there")];
+        Report { rows, left_out, live: Vec::new(), harness_ns: 18.0 }
     }
 
     #[test]

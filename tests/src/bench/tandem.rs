@@ -45,7 +45,7 @@ const PEER: u8 = 2;
 /// The member under test where somebody else is to be the owner.
 const RECEIVER: u8 = 3;
 /// `BPF_PROG_TEST_RUN` says that packets come from the loopback interface.
-const LOOPBACK: u32 = 1;
+pub(crate) const LOOPBACK: u32 = 1;
 
 /// What the member under test is to its packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +60,12 @@ pub(crate) struct Setting {
 
 /// What `row` needs, or in a word why the programs cannot take its packets (yet).
 pub(crate) fn setting(row: &Row) -> Result<Option<Setting>, &'static str> {
-    if row.family == Family::V6 && !matches!(row.path, Path::Floor | Path::Against(_)) {
+    if row.family == Family::V6 && !matches!(row.path, Path::Nothing | Path::Floor | Path::Against(_)) {
         return Err("the datapath does not balance IPv6");
     }
     let usual = Setting { members: 16, id: OWNER, peers_reachable: true };
     Ok(Some(match row.path {
-        Path::Floor | Path::Decap | Path::Against(_) => return Ok(None),
+        Path::Nothing | Path::Floor | Path::Decap | Path::Against(_) => return Ok(None),
         Path::Established | Path::FromPeer | Path::Pass => usual,
         Path::HandOff => Setting { id: RECEIVER, ..usual },
         Path::Direct => return Err("the datapath has no direct mode"),
@@ -76,7 +76,7 @@ pub(crate) fn setting(row: &Row) -> Result<Option<Setting>, &'static str> {
 /// The counter that every packet of a path is to be found in; none where Tandem does not see them.
 pub(crate) fn counter(path: Path) -> Option<&'static str> {
     Some(match path {
-        Path::Floor | Path::Against(_) => return None,
+        Path::Nothing | Path::Floor | Path::Against(_) => return None,
         Path::Established | Path::FromPeer | Path::Direct => Reason::DeliverKnown.name(),
         Path::HandOff => Reason::HandOffKnown.name(),
         Path::Syn(_) => Reason::DeliverStateless.name(),
@@ -108,11 +108,14 @@ pub(crate) struct Tandem {
     events: RingBuf<MapData>,
     setting: Option<Setting>,
     to: Destination,
+    ifindex: u32,
 }
 
 impl Tandem {
     /// Loads the programs and configures one service with its backends; the flow table is empty.
-    pub(crate) fn load(to: Destination) -> Result<Self> {
+    ///
+    /// Interface `ifindex` leads to all peers and backends.
+    pub(crate) fn load(to: Destination, ifindex: u32) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         // As the agent does: no program reads kernel structures.
         let mut ebpf = loader.btf(None).load(OBJECT).context("the XDP programs do not load")?;
@@ -120,7 +123,7 @@ impl Tandem {
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the kernel refuses {name}"))?;
         }
-        configure_service(&mut ebpf, &to)?;
+        configure_service(&mut ebpf, &to, ifindex)?;
         configure_decap(&mut ebpf, &to)?;
         let events = events_ring(&mut ebpf)?;
         Ok(Self {
@@ -133,6 +136,7 @@ impl Tandem {
             events,
             setting: None,
             to,
+            ifindex,
             ebpf,
         })
     }
@@ -162,9 +166,8 @@ impl Tandem {
             node.configured |= bit(id);
             node.seeds[usize::from(id) - 1].seed = seed(id);
             node.seeds[usize::from(id) - 1].id = u64::from(id);
-            let mut target = target(member_address(id));
-            target.next_hop.ifindex = if setting.peers_reachable { LOOPBACK } else { 0 };
-            self.members.set(u32::from(id), target, 0)?;
+            let ifindex = if setting.peers_reachable { self.ifindex } else { 0 };
+            self.members.set(u32::from(id), target(member_address(id), ifindex), 0)?;
         }
         let alive = Liveness { forwarding: node.configured, eligible: node.configured, lease_until_ns: u64::MAX };
         self.liveness.set(0, alive, 0)?;
@@ -211,7 +214,7 @@ impl Tandem {
     }
 }
 
-fn configure_service(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
+fn configure_service(ebpf: &mut Ebpf, to: &Destination, ifindex: u32) -> Result<()> {
     let vip = mapped(to.v4);
     let mut filter = Box::new(VipFilter::EMPTY);
     filter.insert(&vip);
@@ -224,7 +227,7 @@ fn configure_service(ebpf: &mut Ebpf, to: &Destination) -> Result<()> {
     }
     let mut backends: Array<MapData, Target> = take(ebpf, maps::BACKENDS)?;
     for slot in 1..=BACKENDS {
-        backends.set(u32::from(slot), target(backend_address(slot)), 0)?;
+        backends.set(u32::from(slot), target(backend_address(slot), ifindex), 0)?;
     }
     let mut peers: HashMap<MapData, Address, u32> = take(ebpf, maps::PEERS)?;
     for id in 1..=64 {
@@ -295,14 +298,9 @@ fn entry(key: &FlowKeyV4, client: u32) -> FlowEntry {
     }
 }
 
-fn target(address: [u8; 4]) -> Target {
-    let next_hop = NextHop {
-        destination: [2, 0, 0, 0, 0, 9],
-        source: [2, 0, 0, 0, 0, 1],
-        ifindex: LOOPBACK,
-        mtu: 1500,
-        padding: [0; 2],
-    };
+fn target(address: [u8; 4], ifindex: u32) -> Target {
+    let next_hop =
+        NextHop { destination: [2, 0, 0, 0, 0, 9], source: [2, 0, 0, 0, 0, 1], ifindex, mtu: 1500, padding: [0; 2] };
     Target { address: mapped(address), next_hop, ring: 0, state: TARGET_SERVING, padding: [0; 3] }
 }
 

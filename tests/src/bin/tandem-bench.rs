@@ -39,9 +39,18 @@ struct Arguments {
     /// The CPU to measure on.
     #[arg(long, default_value_t = 1)]
     cpu: usize,
+    /// Which part: what a packet costs alone, or packets a second through veth pairs [default: both].
+    #[arg(long, value_enum)]
+    part: Option<Part>,
     /// The harness's object; `cargo xtask bench` builds it and says where it is.
     #[arg(long, value_name = "FILE", hide = true)]
     harness: PathBuf,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    Cost,
+    Live,
 }
 
 const EXAMPLES: &str = "\
@@ -67,7 +76,7 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: Arguments) -> Result<()> {
-    let Arguments { json, quick, against, pace, vip, only, rounds, cpu, harness } = arguments;
+    let Arguments { json, quick, against, pace, vip, only, rounds, cpu, part, harness } = arguments;
     run::require_root()?;
     let report = bench::run(&Options {
         harness,
@@ -76,6 +85,8 @@ fn measure(arguments: Arguments) -> Result<()> {
         vip: vip.into_iter().fold(Destination::VIP, Destination::with),
         rounds: rounds.unwrap_or(if quick { 3 } else { 9 }),
         cpu,
+        cost: part != Some(Part::Live),
+        live: part != Some(Part::Cost),
     })?;
     println!("{report}");
     if json {
