@@ -9,6 +9,7 @@ mod live;
 mod matrix;
 mod measure;
 mod packets;
+mod plot;
 mod report;
 mod statistics;
 mod tandem;

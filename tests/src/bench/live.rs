@@ -25,10 +25,11 @@ use anyhow::{Context, Result, anyhow, ensure};
 use super::{
     against,
     harness::{Harness, Shot, Target, USING},
-    matrix::{Case, Path, Row},
+    matrix::{Case, Extent, Path, Row},
     measure::{self, Options},
     packets::{Family, Packet},
     report::LiveMeasured,
+    statistics::lower_quartile,
     tandem::{self, Tandem},
 };
 use crate::{interrupt, netns::Namespace, passthrough, run::Run};
@@ -42,9 +43,11 @@ const BALANCER: u32 = 7;
 const BURST: u32 = 1 << 14;
 /// Packets that are sent before any is received; the rings of a veth pair hold 256.
 const BATCH: u32 = 64;
-/// How long a row is measured in a round, and how long before that it runs.
-const SPAN: Duration = Duration::from_millis(200);
-const WARM_UP: Duration = Duration::from_millis(50);
+/// How long packets flow before they are counted.
+const WARM_UP: Duration = Duration::from_millis(40);
+/// How long they are counted at a time, and how often in a round.
+const WINDOW: Duration = Duration::from_millis(20);
+const WINDOWS: usize = 8;
 /// Packets that the counters, read one after the other while packets come, may differ by: a part.
 const TOLERANCE: f64 = 0.02;
 
@@ -81,7 +84,8 @@ pub(crate) fn run(options: &Options, harness: &mut Harness) -> Result<Vec<LiveMe
 fn rows(options: &Options) -> Vec<LiveMeasured> {
     let paths = [Path::Nothing, Path::Floor, Path::Established, Path::Against(Case::Established), Path::HandOff];
     let mut rows = Vec::new();
-    for row in options.extent.rows_of(&paths) {
+    let extent = Extent { curves: false, ..options.extent.clone() };
+    for row in extent.rows_of(&paths) {
         if tandem::setting(&row).is_ok() && row.bytes == 64 {
             rows.extend(CORES.map(|cores| LiveMeasured { row, cores, rounds_pps: Vec::new() }));
         }
@@ -195,17 +199,22 @@ fn generate(lane: &Lane, harness: &Harness, packet: &Packet, stop: &AtomicBool) 
     })
 }
 
-/// Waits until packets flow, and counts them for a while.
+/// Waits until packets flow, and counts them for a while: packets a second in the windows that were disturbed least.
 fn observe(harness: &Harness, tandem: &Tandem, row: &Row) -> Result<f64> {
     interrupt::pause(WARM_UP)?;
-    let (began, arrived, counted) = (Instant::now(), harness.arrived()?, tandem.counted()?);
-    interrupt::pause(SPAN)?;
-    let (took, arrived) = (began.elapsed(), harness.arrived()? - arrived);
-    ensure!(arrived > 0, "no packet came back");
-    if let Some(counter) = tandem::counter(row.path) {
-        ensure_path(&counted, &tandem.counted()?, counter, arrived)?;
+    let (first, counted) = (harness.arrived()?, tandem.counted()?);
+    let (mut arrived, mut seconds_each) = (first, Vec::new());
+    for _ in 0..WINDOWS {
+        let (began, before) = (Instant::now(), arrived);
+        interrupt::pause(WINDOW)?;
+        arrived = harness.arrived()?;
+        ensure!(arrived > before, "no packet came back");
+        seconds_each.push(began.elapsed().as_secs_f64() / (arrived - before) as f64);
     }
-    Ok(arrived as f64 / took.as_secs_f64())
+    if let Some(counter) = tandem::counter(row.path) {
+        ensure_path(&counted, &tandem.counted()?, counter, arrived - first)?;
+    }
+    Ok(1.0 / lower_quartile(&seconds_each))
 }
 
 /// All packets must have taken the path of the row, and come back.

@@ -6,10 +6,16 @@ use super::{packets::Family, tandem};
 
 /// Numbers of distinct clients.
 const FLOWS: [u32; 3] = [1, 4096, tandem::CAPACITY];
+/// The same, close enough together for a curve.
+const FLOWS_OF_CURVES: [u32; 6] = [1, 16, 256, 4096, 1 << 16, tandem::CAPACITY];
+/// Flows that are known already when new ones come: few, or as many as there can be.
+const NEW_AMONG: [u32; 2] = [4096, tandem::CAPACITY];
 /// Lengths of frames; one that its headers do not fit is as long as they are.
 const BYTES: [usize; 2] = [64, 1400];
 /// Sizes of the cluster, where they matter.
 const MEMBERS: [u8; 3] = [4, 16, 64];
+/// The same for a curve.
+const MEMBERS_OF_CURVES: [u8; 6] = [2, 4, 8, 16, 32, 64];
 
 /// What happens to the packets of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -71,19 +77,21 @@ pub struct Extent {
     pub only: Vec<String>,
     /// With the rows of another program.
     pub against: bool,
+    /// With more numbers of flows and members, for small frames.
+    pub curves: bool,
 }
 
 impl Extent {
     /// The rows, those next to each other that will be compared.
     pub(crate) fn rows(&self) -> Vec<Row> {
-        self.rows_of(&paths())
+        self.rows_of(&paths(if self.curves { &MEMBERS_OF_CURVES } else { &MEMBERS }))
     }
 
     /// The rows of some paths.
     pub(crate) fn rows_of(&self, paths: &[Path]) -> Vec<Row> {
         let mut rows = Vec::new();
         for family in [Family::V4, Family::V6] {
-            for flows in FLOWS {
+            for &flows in if self.curves { &FLOWS_OF_CURVES[..] } else { &FLOWS } {
                 for bytes in BYTES {
                     rows.extend(paths.iter().map(|&path| Row { path, family, flows, bytes }));
                 }
@@ -97,16 +105,18 @@ impl Extent {
         let name = row.path.to_string();
         let named = self.only.is_empty() || self.only.iter().any(|part| name.contains(part.as_str()));
         let long = row.bytes != BYTES[0];
+        let only_for_curves = !FLOWS.contains(&row.flows)
+            || matches!(row.path, Path::Syn(members) | Path::New(members) if !MEMBERS.contains(&members));
         (named || matches!(row.path, Path::Nothing | Path::Floor))
             && (self.against || !matches!(row.path, Path::Against(_)))
-            && !(self.quick && long)
-            // A single new flow is over before a clock can tell.
-            && !(matches!(row.path, Path::New(_)) && row.flows == 1)
+            && !((self.quick || only_for_curves) && long)
+            // New flows come to a table that is empty or full.
+            && (!matches!(row.path, Path::New(_)) || NEW_AMONG.contains(&row.flows))
     }
 }
 
 /// What a packet is measured on alone.
-fn paths() -> Vec<Path> {
+fn paths(members: &[u8]) -> Vec<Path> {
     let usual = [
         Path::Floor,
         Path::Established,
@@ -118,8 +128,8 @@ fn paths() -> Vec<Path> {
         Path::Against(Case::Pass),
         Path::Decap,
     ];
-    let new = MEMBERS.map(Path::Syn).into_iter().chain([Path::Against(Case::Syn)]).chain(MEMBERS.map(Path::New));
-    usual.into_iter().chain(new).collect()
+    let syn = members.iter().copied().map(Path::Syn).chain([Path::Against(Case::Syn)]);
+    usual.into_iter().chain(syn).chain(members.iter().copied().map(Path::New)).collect()
 }
 
 impl fmt::Display for Path {
@@ -157,6 +167,7 @@ mod tests {
         for extent in [
             Extent::default(),
             Extent { quick: true, ..Extent::default() },
+            Extent { curves: true, ..Extent::default() },
             Extent { only: vec!["syn".into()], against: true, ..Extent::default() },
         ] {
             let rows = extent.rows();
@@ -175,7 +186,7 @@ mod tests {
             names
         };
         assert_eq!(names(&Extent { only: vec!["pass".into()], ..Extent::default() }), ["floor", "pass"]);
-        let both = Extent { only: vec!["pass".into()], against: true, quick: true };
+        let both = Extent { only: vec!["pass".into()], against: true, quick: true, curves: false };
         assert_eq!(names(&both), ["against-pass", "floor", "pass"]);
         assert!(both.rows().iter().all(|row| row.bytes == 64));
     }

@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::{
     matrix::{Case, Path, Row},
     packets::Family,
+    plot::Picture,
     statistics::{median, middle_half},
     tandem::CAPACITY,
 };
@@ -21,6 +22,13 @@ pub(crate) struct Measured {
     pub(crate) frame_bytes: usize,
     /// Nanoseconds a packet without the harness, of each round.
     pub(crate) rounds_ns: Vec<f64>,
+}
+
+impl Measured {
+    /// The median of the rounds.
+    pub(crate) fn ns(&self) -> f64 {
+        median(&self.rounds_ns)
+    }
 }
 
 /// A row of the part with live frames.
@@ -119,6 +127,11 @@ struct Machine {
 }
 
 impl Report {
+    /// Cost against the number of flows and of members, as SVG; `against` is what the other program is called.
+    pub fn picture(&self, against: &str) -> String {
+        Picture { report: self, against }.to_string()
+    }
+
     /// One object, on one line.
     pub fn json(&self) -> String {
         let rows = self.rows.iter().map(|measured| {
@@ -130,7 +143,7 @@ impl Report {
                 flows,
                 bytes,
                 frame_bytes: measured.frame_bytes,
-                ns: rounded(median(&measured.rounds_ns)),
+                ns: rounded(measured.ns()),
                 ns_from: rounded(ns_from),
                 ns_to: rounded(ns_to),
                 ratio_to_floor: rounded(self.ratio_to_floor(measured)),
@@ -151,11 +164,11 @@ impl Report {
 
     fn ratio_to_floor(&self, measured: &Measured) -> f64 {
         let floor = Row { path: Path::Floor, ..measured.row };
-        self.ns(&floor).map_or(f64::NAN, |floor_ns| median(&measured.rounds_ns) / floor_ns)
+        self.ns(&floor).map_or(f64::NAN, |floor_ns| measured.ns() / floor_ns)
     }
 
     fn ns(&self, row: &Row) -> Option<f64> {
-        self.rows.iter().find(|measured| measured.row == *row).map(|measured| median(&measured.rounds_ns))
+        self.rows.iter().find(|measured| measured.row == *row).map(Measured::ns)
     }
 
     /// The ratios that both rows were measured of.
@@ -233,7 +246,7 @@ impl Report {
                 f,
                 "{:<20}{family:<4}{flows:>8}{bytes:>6}{:>9.1}   {:<15}{:>9.2}",
                 path.to_string(),
-                median(&measured.rounds_ns),
+                measured.ns(),
                 format!("{from:.1}-{to:.1}"),
                 self.ratio_to_floor(measured),
             )?;

@@ -1,8 +1,8 @@
 //! `tandem-bench`: what a packet costs in each of its paths.
 
-use std::{net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::Parser;
 use tests::{
     bench::{self, Against, Destination, Extent, Options},
@@ -27,6 +27,12 @@ struct Arguments {
     /// New flows a second that the other program records; it is not sent more SYNs than that.
     #[arg(long, value_name = "FLOWS", default_value_t = 100_000)]
     pace: u32,
+    /// What the other program is called in the picture.
+    #[arg(long, value_name = "NAME", default_value = "other program")]
+    against_name: String,
+    /// Also draw cost against the number of flows and of members; measures more of both.
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
     /// Where the packets go; once per family. The other program must balance it.
     #[arg(long, value_name = "ADDR:PORT", default_values = ["203.0.113.10:80", "[2001:db8:ffff::10]:80"])]
     vip: Vec<SocketAddr>,
@@ -58,6 +64,7 @@ Examples:
   cargo xtask bench                                    every path, about two minutes
   cargo xtask bench --quick --only established         one path, a few seconds
   cargo xtask bench --json | tail -n 1 > bench.json
+  cargo xtask bench --plot bench.svg
   cargo xtask bench --against /sys/fs/bpf/other/prog   beside another balancer for 203.0.113.10:80
 
 Exit status: 0 measured; 1 could not measure, or a packet did not take the path that its row names.";
@@ -76,11 +83,11 @@ fn main() -> ExitCode {
 }
 
 fn measure(arguments: Arguments) -> Result<()> {
-    let Arguments { json, quick, against, pace, vip, only, rounds, cpu, part, harness } = arguments;
+    let Arguments { json, quick, against, pace, against_name, plot, vip, only, rounds, cpu, part, harness } = arguments;
     run::require_root()?;
     let report = bench::run(&Options {
         harness,
-        extent: Extent { quick, only, against: against.is_some() },
+        extent: Extent { quick, only, against: against.is_some(), curves: plot.is_some() },
         against: against.map(|pin| Against { pin, pace }),
         vip: vip.into_iter().fold(Destination::VIP, Destination::with),
         rounds: rounds.unwrap_or(if quick { 3 } else { 9 }),
@@ -89,6 +96,9 @@ fn measure(arguments: Arguments) -> Result<()> {
         live: part != Some(Part::Cost),
     })?;
     println!("{report}");
+    if let Some(plot) = plot {
+        fs::write(&plot, report.picture(&against_name)).with_context(|| format!("cannot write {}", plot.display()))?;
+    }
     if json {
         println!("{}", report.json());
     }
