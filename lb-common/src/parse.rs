@@ -361,3 +361,6 @@ const fn cut_off(place: Place) -> Reason {
 const fn elsewhere(place: Place) -> Reason {
     if place.via_peer { Reason::DropTunnelNoService } else { Reason::NotOurs }
 }
+
+#[cfg(test)]
+mod tests;

@@ -39,10 +39,10 @@ fn less(after: &Counter, before: &Counter) -> Counter {
     Counter { packets: after.packets - before.packets, bytes: after.bytes - before.bytes }
 }
 
-impl Sub<&Counts> for Counts {
+impl Sub<&Self> for Counts {
     type Output = Self;
 
-    fn sub(self, before: &Counts) -> Self {
+    fn sub(self, before: &Self) -> Self {
         let all = |after: &[Counter], before: &[Counter]| after.iter().zip(before).map(|(a, b)| less(a, b)).collect();
         Self {
             reasons: all(&self.reasons, &before.reasons),

@@ -167,7 +167,7 @@ fn a_fragment_for_a_vip_without_such_a_service_is_not_delivered() {
     let rig = Rig::of(world_where(false, true));
     let (_, [head, tail]) = datagram(false, 5000);
     let elsewhere = |part: Datagram| part.to([203, 0, 113, 11]);
-    rig.ends(&elsewhere(head.clone()).frame(), Reason::NotOurs);
+    rig.ends(&elsewhere(head).frame(), Reason::NotOurs);
     rig.ends(&elsewhere(tail.clone()).frame(), Reason::NotOurs);
     rig.ends(&elsewhere(tail).tunnelled(member_address(2), 0), Reason::DropTunnelNoService);
 }

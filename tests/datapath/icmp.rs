@@ -198,8 +198,8 @@ fn errors(of: &Datagram) -> Vec<Datagram> {
         Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
     ];
     let lengths = [IPV4 + 8, quoted.len()];
-    let pairs = kinds.iter().flat_map(|kind| lengths.map(|length| (kind, length)));
-    pairs.map(|(kind, length)| Datagram::icmp(kind.clone(), &quoted[..length]).from(ROUTER)).collect()
+    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind.clone(), length)));
+    pairs.map(|(kind, length)| Datagram::icmp(kind, &quoted[..length]).from(ROUTER)).collect()
 }
 
 fn errors_v6(of: &Datagram) -> Vec<Datagram> {
@@ -210,8 +210,8 @@ fn errors_v6(of: &Datagram) -> Vec<Datagram> {
         Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
     ];
     let lengths = [IPV6 + 8, quoted.len()];
-    let pairs = kinds.iter().flat_map(|kind| lengths.map(|length| (kind, length)));
-    pairs.map(|(kind, length)| Datagram::icmp_v6(kind.clone(), &quoted[..length]).from_v6(ROUTER_V6)).collect()
+    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind.clone(), length)));
+    pairs.map(|(kind, length)| Datagram::icmp_v6(kind, &quoted[..length]).from_v6(ROUTER_V6)).collect()
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn an_error_that_quotes_too_little_or_somebody_elses_packet_is_dropped() {
     let elsewhere = flow.clone().reversed().from([203, 0, 113, 11]).packet();
     rig.ends(&error(&elsewhere), Reason::DropQuote);
     rig.ends(&error(&flow.packet()), Reason::DropQuote);
-    rig.ends(&error(&flow.clone().reversed().fragment(3, false).packet()), Reason::DropQuote);
+    rig.ends(&error(&flow.reversed().fragment(3, false).packet()), Reason::DropQuote);
     let gre = Datagram::other(47, &[0; 16]).reversed().packet();
     rig.ends(&error(&gre), Reason::NotBalanced);
 

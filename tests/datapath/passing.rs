@@ -107,7 +107,7 @@ fn before_the_agent_has_configured_it_everything_passes() {
     world.node = World::new(0).node;
     let rig = Rig::of(world);
     let syn = Datagram::tcp(5000, "S");
-    for frame in [syn.frame(), syn.tunnelled(member_address(2), 0), syn.clone().v6().frame()] {
+    for frame in [syn.frame(), syn.tunnelled(member_address(2), 0), syn.v6().frame()] {
         rig.ends(&frame, Reason::Unconfigured);
     }
     rig.remembers_nothing();
