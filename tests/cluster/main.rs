@@ -21,6 +21,7 @@ macro_rules! in_both_modes {
 
 mod change;
 mod claims;
+mod clamp;
 mod direct;
 mod floods;
 mod lab;
