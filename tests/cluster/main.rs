@@ -23,6 +23,7 @@ mod change;
 mod claims;
 mod clamp;
 mod direct;
+mod families;
 mod floods;
 mod lab;
 mod links;
