@@ -61,10 +61,11 @@ fn the_death_of_its_owner_costs_an_established_flow_nothing() {
     assert!(since.of(Reason::DeliverKnown) >= 50, "{since:?}");
 }
 
-/// The owner proposes to forget the flow, of which it sees nothing; the receiver refuses.
+/// The owner sees nothing of the flow; the receiver tells it.
 #[test]
 fn a_flow_with_traffic_only_at_another_member_than_its_owners_does_not_expire() {
-    let timeouts = "{ young = \"2s\", tcp = \"2s\" }";
+    // The owner hears of the traffic by the receiver's sweep of its table, every five seconds; it must not end before.
+    let timeouts = "{ young = \"10s\", tcp = \"10s\" }";
     let mut cluster = started(3, |config| (config.handoff, config.timeouts) = ("direct", Some(timeouts)));
     let mut caller = owned_elsewhere(&mut cluster);
     let key = tcp_flow(caller.port());
@@ -73,11 +74,11 @@ fn a_flow_with_traffic_only_at_another_member_than_its_owners_does_not_expire() 
         cluster.members.iter().filter(has).map(|member| member.id).collect()
     };
     let began = Instant::now();
-    while began.elapsed() < Duration::from_secs(8) {
+    while began.elapsed() < Duration::from_secs(25) {
         caller.ask().unwrap();
         thread::sleep(Duration::from_millis(250));
         assert_eq!(holders(&cluster), [1, 2, 3], "after {:?}", began.elapsed());
     }
-    let gone = wait_until(Duration::from_secs(15), Duration::from_millis(100), || holders(&cluster).is_empty());
-    assert!(gone.unwrap(), "silent for 15 s, and still known to {:?}", holders(&cluster));
+    let gone = wait_until(Duration::from_secs(30), Duration::from_millis(100), || holders(&cluster).is_empty());
+    assert!(gone.unwrap(), "silent for 30 s, and still known to {:?}", holders(&cluster));
 }
