@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use xtask::ebpf;
+use xtask::{ebpf, toolchain::Toolchain};
 
 use crate::{setup, step};
 
@@ -35,12 +35,19 @@ pub(crate) fn lab_program(root: &Path, name: &str, args: Vec<OsString>) -> Resul
 /// Builds the benchmark and its harness, and measures as root.
 pub(crate) fn bench(root: &Path, args: Vec<OsString>) -> Result<ExitCode> {
     let toolchain = setup::everything(root)?;
-    let program = built(root, "tandem-bench")?;
-    step::heading("Building the harness");
+    build_lab(root)?;
+    become_program(bench_program(root, &toolchain)?.args(args))
+}
+
+/// Builds the harness, and names it to the benchmark, which is built already.
+pub(crate) fn bench_program(root: &Path, toolchain: &Toolchain) -> Result<Command> {
+    step::heading("Building the benchmark's harness");
     let out_dir = step::target_dir()?.join("bench");
     fs::create_dir_all(&out_dir).with_context(|| format!("cannot make {}", out_dir.display()))?;
-    let harness = ebpf::build(root, &out_dir, ebpf::BENCH, &toolchain, false, &mut |line| eprintln!("{line}"))?;
-    become_program(as_root(&program).arg("--harness").arg(harness).args(args))
+    let harness = ebpf::build(root, &out_dir, ebpf::BENCH, toolchain, false, &mut |line| eprintln!("{line}"))?;
+    let mut bench = as_root(&step::release_program("tandem-bench")?);
+    bench.arg("--harness").arg(harness);
+    Ok(bench)
 }
 
 /// Prints the rows that the program called `name` holds, which takes no root and nothing but the toolchain.

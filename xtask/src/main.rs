@@ -91,7 +91,7 @@ Examples:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short demo
+    /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short demo, a short benchmark
     #[command(before_long_help = "Examples:\n  cargo xtask ci")]
     Ci,
     /// Run rows of the acceptance lists, the long and the timed ones, and print figure and bound of each

@@ -56,12 +56,9 @@ const CORES: [usize; 2] = [1, 2];
 
 /// Measures every row in every round.
 pub(crate) fn run(options: &Options, harness: &mut Harness) -> Result<Vec<LiveMeasured>> {
-    let first = options.cpu;
-    let cpus = [first, first ^ 1];
-    ensure!(cpus.iter().all(|cpu| *cpu < aya::util::nr_cpus().unwrap_or(1)), "two cores are needed, {cpus:?}");
-    let lab = Lab::new(&cpus, harness)?;
+    let lab = Lab::new(&lanes(options.cpu), harness)?;
     let mut tandem = Tandem::load(options.vip, BALANCER)?;
-    let mut rows = rows(options);
+    let mut rows = rows(options, lab.lanes.len());
     for family in [Family::V4, Family::V6] {
         let is_known = |path| matches!(path, Path::Established | Path::HandOff | Path::Direct);
         if rows.iter().any(|live| live.row.family == family && is_known(live.row.path)) {
@@ -81,17 +78,25 @@ pub(crate) fn run(options: &Options, harness: &mut Harness) -> Result<Vec<LiveMe
     Ok(rows)
 }
 
-fn rows(options: &Options) -> Vec<LiveMeasured> {
+fn rows(options: &Options, cores_max: usize) -> Vec<LiveMeasured> {
     let paths =
         [Path::Nothing, Path::Floor, Path::Established, Path::Against(Case::Established), Path::HandOff, Path::Direct];
     let mut rows = Vec::new();
     let extent = Extent { curves: false, ..options.extent.clone() };
     for row in extent.rows_of(&paths) {
         if tandem::setting(&row).is_ok() && row.bytes == 64 {
-            rows.extend(CORES.map(|cores| LiveMeasured { row, cores, rounds_pps: Vec::new() }));
+            let cores = CORES.into_iter().filter(|cores| *cores <= cores_max);
+            rows.extend(cores.map(|cores| LiveMeasured { row, cores, rounds_pps: Vec::new() }));
         }
     }
     rows
+}
+
+/// The CPU and, if there is one, a second: one even and one odd, because that is how the generators' courses are told apart.
+fn lanes(cpu: usize) -> Vec<usize> {
+    let cpus = aya::util::nr_cpus().unwrap_or(1);
+    let other = if cpu ^ 1 < cpus { Some(cpu ^ 1) } else { cpu.checked_sub(1) };
+    std::iter::once(cpu).chain(other).collect()
 }
 
 /// One core's interfaces.

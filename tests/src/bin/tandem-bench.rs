@@ -1,6 +1,6 @@
 //! `tandem-bench`: what a packet costs in each of its paths.
 
-use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{fs, net::SocketAddr, path::PathBuf, process::ExitCode, thread};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -42,9 +42,9 @@ struct Arguments {
     /// How often every row is measured [default: 9, or 3 with --quick].
     #[arg(long)]
     rounds: Option<usize>,
-    /// The CPU to measure on.
-    #[arg(long, default_value_t = 1)]
-    cpu: usize,
+    /// The CPU to measure on [default: 1, away from most interrupts, if there is one].
+    #[arg(long)]
+    cpu: Option<usize>,
     /// Which part: what a packet costs alone, or packets a second through veth pairs [default: both].
     #[arg(long, value_enum)]
     part: Option<Part>,
@@ -91,7 +91,7 @@ fn measure(arguments: Arguments) -> Result<()> {
         against: against.map(|pin| Against { pin, pace }),
         vip: vip.into_iter().fold(Destination::VIP, Destination::with),
         rounds: rounds.unwrap_or(if quick { 3 } else { 9 }),
-        cpu,
+        cpu: cpu.unwrap_or_else(|| usize::from(thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1))),
         cost: part != Some(Part::Live),
         live: part != Some(Part::Cost),
     })?;
