@@ -23,7 +23,7 @@ use std::{
 use anyhow::{Context, Result, anyhow, ensure};
 
 use super::{
-    against,
+    against::{self, Pace},
     harness::{Harness, Shot, Target, USING},
     matrix::{Case, Extent, Path, Row},
     measure::{self, Options},
@@ -64,6 +64,9 @@ pub(crate) fn run(options: &Options, harness: &mut Harness) -> Result<Vec<LiveMe
         if rows.iter().any(|live| live.row.family == family && is_known(live.row.path)) {
             tandem.fill(family, 0, tandem::CAPACITY)?;
         }
+    }
+    if let Some(against) = &options.against {
+        lab.fill_against(options, harness, &rows, against.pace)?;
     }
     for round in 1..=options.rounds {
         eprintln!("live frames, round {round} of {}: {} rows", options.rounds, rows.len());
@@ -132,6 +135,22 @@ impl Lab {
             Ok(Lane { cpu, generator, balancer, _sink: sink })
         });
         Ok(Self { lanes: lanes.collect::<Result<_>>()?, _run: run })
+    }
+
+    /// Lets the other program record all flows on every core: it may have a table for each.
+    fn fill_against(&self, options: &Options, harness: &mut Harness, rows: &[LiveMeasured], pace: u32) -> Result<()> {
+        for family in [Family::V4, Family::V6] {
+            let path = Path::Against(Case::Established);
+            if !rows.iter().any(|live| live.row.family == family && live.row.path == path) {
+                continue;
+            }
+            for lane in &self.lanes {
+                eprintln!("letting the other program record {} {family} flows on CPU {}", tandem::CAPACITY, lane.cpu);
+                measure::take_cpu(lane.cpu)?;
+                against::fill(harness, &mut Pace::new(pace), family, &options.vip)?;
+            }
+        }
+        measure::take_cpu(options.cpu)
     }
 
     /// Packets a second that came back.
