@@ -3,7 +3,7 @@
 use lb_common::{
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6},
     packet::Packet,
-    parse::{Arrival, Front, OFFSET_MAX, Parsed, Place, arrival, front, parse},
+    parse::{Arrival, Front, OFFSET_MAX, Parsed, Place, arrival, front, is_own, parse},
     reason::{Action, Reason},
     steer::{Tables as _, Verdict, Way, steer},
 };
@@ -53,11 +53,12 @@ impl Seen {
         if model.node.id == 0 {
             return seen;
         }
-        match front(frame, model) {
-            Front::Flow(place) => assert_packed(&place),
-            Front::Own(place) => {
+        match front(frame, |address| model.may_be_ours(address)) {
+            Front::Ours(place) => {
                 assert_packed(&place);
-                if let Arrival::HandOff(inner) = arrival(frame, model, place, model.ingress) {
+                if is_own(frame, model, place)
+                    && let Arrival::HandOff(inner) = arrival(frame, model, place, model.ingress)
+                {
                     assert_packed(&inner);
                     assert!(inner.via_peer);
                     seen.is_tunnelled = true;
@@ -80,7 +81,6 @@ impl Seen {
     fn steered<K: Family>(&mut self, model: &Model, frame: &[u8], mut packet: Packet<K>) {
         assert_eq!(packet.via_peer, self.is_tunnelled);
         assert!(packet.at + packet.ip.length as usize <= frame.len(), "longer than its frame");
-        assert!(model.may_be_vip(packet.key.service().address), "not for a VIP");
         self.is_marked = packet.is_marked();
         self.inner = Some((packet.at, K::IS_V6));
         let verdict = steer(model, &mut packet);

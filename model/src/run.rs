@@ -6,7 +6,7 @@ use lb_common::{
     node::{BUDGET_ANSWERS, NODE_DROP_OVERSIZED, V4, V6},
     outer::{Purpose, encapsulate, overhead},
     packet::{ECN, ETHERNET, Packet, Part, SECOND_CHANCE},
-    parse::{Frame as _, Parsed, Ping, ProbeFrame, parse},
+    parse::{Frame as _, Front, Parsed, Ping, ProbeFrame, front, parse},
     reason::{Action, Counter, Reason, ServiceCounters},
     steer::{Tables as _, Verdict, Way, steer},
     target::Target,
@@ -32,6 +32,9 @@ pub struct Outcome {
 impl Model {
     /// A packet's way.
     pub fn run(&self, frame: &[u8]) -> Outcome {
+        if let Front::End(reason) = front(frame, |address| self.may_be_ours(address)) {
+            return ended(frame, reason);
+        }
         if self.node.id == 0 {
             return ended(frame, Reason::Unconfigured);
         }

@@ -12,7 +12,7 @@ use std::{
 };
 
 use lb_common::{
-    address::Address,
+    address::{Address, Words},
     flow::{FlowEntry, FlowKey, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
@@ -155,11 +155,10 @@ impl<K> Default for Learned<K> {
 }
 
 impl Model {
-    /// A member without peers, services and backends; with `id` 0 it is not configured at all.
-    pub fn new(id: u8, address: Address) -> Self {
+    /// A member without addresses, peers, services and backends; with `id` 0 it is not configured at all.
+    pub fn new(id: u8) -> Self {
         let mut node: Box<Node> = Box::new(Node::new_zeroed());
         node.id = id;
-        node.addresses[0] = address;
         Self {
             now_ns: 0,
             ingress: 1,
@@ -196,6 +195,12 @@ impl Model {
         }
     }
 
+    /// Gives the member an address by family, and adds it to the filter.
+    pub fn set_address(&mut self, family: usize, address: Address) {
+        self.node.addresses[family] = address;
+        self.vip_filter.insert(&address);
+    }
+
     /// Adds a service, its VIP's mark, and its VIP to the filter.
     pub fn add_service(&mut self, key: ServiceKey, ring: u32) {
         self.services.insert(key, Service { ring, flags: 0, padding: [0; 3] });
@@ -224,7 +229,7 @@ impl Tables for Model {
         self.heard.borrow().get(&id).map_or(0, Heard::probe_with_records_ns)
     }
 
-    fn may_be_vip(&self, address: Address) -> bool {
+    fn may_be_ours(&self, address: Words) -> bool {
         self.vip_filter.may_contain(address)
     }
 
@@ -359,7 +364,7 @@ mod tests {
     #[test]
     fn a_recycled_element_is_not_touched() {
         let key = FlowKeyV4::new([192, 0, 2, 1], [203, 0, 113, 10], [0x80, 0], [0, 80], TCP);
-        let model = Model::new(1, mapped([10, 0, 1, 11]));
+        let model = Model::new(1);
         let entry = FlowEntry { tag: key.tag(), state: STATE_ESTABLISHED, ..FlowEntry::new_zeroed() };
         assert_eq!(model.insert(&key, &entry), Inserted::Yes);
         model.touch(key, key.tag() ^ 1, Lifecycle { last_seen: 9, revision: 9, state: 9, packets: 9 });

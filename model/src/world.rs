@@ -93,7 +93,7 @@ pub enum AnyKey {
 impl Dice<'_> {
     /// A cluster around the member under test, at `now_ns` of its clock.
     pub fn world(&mut self, now_ns: u64) -> Model {
-        let mut world = Model::new(SELF, member_address(SELF, false));
+        let mut world = Model::new(SELF);
         (world.now_ns, world.ingress) = (now_ns, INGRESS);
         world.devices = [INGRESS, OTHERS[0]].into();
         self.cluster(&mut world);
@@ -118,10 +118,6 @@ impl Dice<'_> {
         world.set_member_ids(ids.iter().copied());
         let node = &mut world.node;
         node.schema = lb_common::abi::SCHEMA;
-        node.addresses = [member_address(SELF, false), member_address(SELF, true)];
-        if self.chance(10) {
-            node.addresses[self.below(2)] = [0; 16];
-        }
         node.hash_key = [self.roll(), self.roll()];
         node.silence_ns = 5 * SECOND_NS;
         node.incarnation = self.roll() as u32;
@@ -133,6 +129,11 @@ impl Dice<'_> {
                 |dice: &mut Self| dice.pick(&[[0; 4], [0; 4], [0, 0, 0xff, 0xff], [0xff; 4], [0x0f, 0xff, 0, 1]]);
             sources[V4] = Source { address: member_address(SELF, false), spread: spread(self) };
             sources[V6] = Source { address: member_address(SELF, true), spread: spread(self) };
+        }
+        // A member may have an address of one family only.
+        let missing = self.pick(&[None, None, None, None, None, None, None, None, Some(V4), Some(V6)]);
+        for family in [V4, V6].into_iter().filter(|family| missing != Some(*family)) {
+            world.set_address(family, member_address(SELF, family == V6));
         }
         for &id in &ids {
             let is_v6 = self.chance(30);

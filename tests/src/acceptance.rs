@@ -1,6 +1,7 @@
 //! The acceptance rows that are too long, or too dependent on time, for a test run.
 
 mod agent_kill;
+mod differential;
 pub mod floods;
 mod joiner;
 mod kernel;
@@ -42,6 +43,11 @@ pub const ROWS: &[Row] = &[
         run: floods::handshake,
     },
     Row { name: "flood-udp", what: "the same with datagrams from random sources", run: floods::udp },
+    Row {
+        name: "differential",
+        what: "1,000,000 random packets over random tables, in the kernel and in the model",
+        run: differential::run,
+    },
     Row { name: "verifier", what: "instructions that the verifier walks to load `balancer`", run: kernel::verifier },
     Row {
         name: "second-demo",

@@ -12,6 +12,7 @@ pub mod command;
 pub mod config;
 pub mod demo;
 pub mod detection;
+pub mod differential;
 pub mod interrupt;
 pub mod member;
 pub mod netns;
