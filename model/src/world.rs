@@ -7,7 +7,7 @@ use lb_common::{
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending, SCTP, TCP, UDP, WITNESSED, tick, ticks_of_ms},
     liveness::{Heard, PROBE_EMPTY},
     node::{NODE_DIRECT, NODE_DROP_OTHER, NODE_DROP_OVERSIZED, NODE_FIRST_PACKET, NODE_PEER_PREFIXES, Source, V4, V6},
-    rank::bit,
+    rank::{MEMBERS_MAX, bit},
     ring::Ring,
     service::{SERVICE_AFFINITY, SERVICE_ECHO, ServiceKey},
     target::{NextHop, TARGET_SERVING, Target},
@@ -140,7 +140,10 @@ impl Dice<'_> {
             let target = self.target(member_address(id, is_v6));
             world.members.insert(id, target);
             world.peers.insert(member_address(id, false), id);
-            world.peers.insert(member_address(id, true), id);
+            // `peers` holds as many addresses as there can be members.
+            if ids.len() <= MEMBERS_MAX / 2 {
+                world.peers.insert(member_address(id, true), id);
+            }
             world.liveness.forwarding |= bit(id);
         }
         for (prefix, id) in

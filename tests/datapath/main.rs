@@ -16,6 +16,7 @@ mod counters;
 mod decap;
 mod families;
 mod fragments;
+mod differential;
 mod handshake;
 mod icmp;
 mod lifecycle;

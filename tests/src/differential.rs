@@ -202,7 +202,7 @@ impl Twins {
         }
         same("verdict", verdict, &self.verdict(outcome)).map_err(|error| format!("{}: {error}", reason.name()))?;
         if reason.action() != Action::Drop {
-            same("frame", out, &outcome.frame).map_err(|error| format!("{}: {error}", reason.name()))?;
+            same_frames(out, &outcome.frame).map_err(|error| format!("{}: {error}", reason.name()))?;
         }
         self.kernel.same_writes(&self.model).map_err(|error| format!("{}: {error}", reason.name()))?;
         let told = self.model.events.take();
@@ -280,6 +280,14 @@ impl Twins {
 
 fn same<T: PartialEq + Debug>(what: &str, kernel: &T, model: &T) -> Result<(), String> {
     if kernel == model { Ok(()) } else { Err(format!("{what}: the kernel has {kernel:02x?}, the model {model:02x?}")) }
+}
+
+/// The place of the first difference, and what is there: frames are long.
+fn same_frames(kernel: &[u8], model: &[u8]) -> Result<(), String> {
+    let Some(at) = (0..kernel.len().max(model.len())).find(|at| kernel.get(*at) != model.get(*at)) else { return Ok(()) };
+    let rest = |frame: &'_ [u8]| format!("{:02x?}", frame.get(at..(at + 16).min(frame.len())).unwrap_or_default());
+    let (theirs, ours) = (rest(kernel), rest(model));
+    Err(format!("frame of {} or {} bytes: at {at} the kernel has {theirs}, the model {ours}", kernel.len(), model.len()))
 }
 
 /// The clock that the datapath reads; by a system call, because the one without may show a tick that the kernel does not yet.
