@@ -31,7 +31,7 @@ struct Layer {
 }
 
 impl Dice<'_> {
-    /// A frame of at most about `longest` bytes.
+    /// A frame of at most `longest` bytes.
     pub fn frame(&mut self, world: &Model, longest: usize) -> Vec<u8> {
         let is_v6 = self.chance(50);
         let packet = match self.below(32) {
@@ -49,6 +49,8 @@ impl Dice<'_> {
         };
         let mut frame = self.framed(packet);
         self.damage(&mut frame);
+        // Many long extension headers, or padding.
+        frame.truncate(longest);
         frame
     }
 

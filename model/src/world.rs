@@ -31,9 +31,9 @@ pub const VIPS: [[u8; 4]; 3] = [[203, 0, 113, 10], [203, 0, 113, 11], [203, 0, 1
 /// Ports of services, and one of none.
 pub const PORTS: [u16; 5] = [80, 53, 443, 9, 81];
 /// Clients.
-pub const CLIENTS: usize = 3;
+pub const CLIENTS: usize = 2;
 /// Ports of each client.
-pub const CLIENT_PORTS: usize = 6;
+pub const CLIENT_PORTS: usize = 3;
 
 /// Backend slots in use are below this.
 const BACKENDS: u16 = 13;
@@ -291,7 +291,7 @@ impl Dice<'_> {
     pub fn populate(&mut self, world: &Model, most: usize) {
         for _ in 0..self.below(most + 1) {
             let is_v6 = self.chance(50);
-            let (key, kind) = (self.key(is_v6), self.below(3));
+            let (key, kind) = (self.key(is_v6), self.below(5));
             match key {
                 AnyKey::V4(key) => self.remember(world, key, kind, most),
                 AnyKey::V6(key) => self.remember(world, key, kind, most),
@@ -302,11 +302,11 @@ impl Dice<'_> {
     fn remember<K: crate::tables::Family>(&mut self, world: &Model, key: K, kind: usize, most: usize) {
         let mut learned = K::learned(world).borrow_mut();
         match kind {
-            0 if learned.flows.len() < most.min(world.flows_max) => {
+            0..=2 if learned.flows.len() < most.min(world.flows_max) => {
                 let entry = self.entry(key.tag(), world);
                 learned.flows.insert(key, entry);
             }
-            0 | 1 => drop(learned.pending.insert(key, self.pending(world))),
+            0..=3 => drop(learned.pending.insert(key, self.pending(world))),
             _ => {
                 let datagram = key.datagram([0, 0, 0, self.below(4) as u8]);
                 let age = ticks_of_ms(self.pick(&[0, 1000, 40_000]));
