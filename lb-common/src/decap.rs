@@ -155,7 +155,7 @@ fn inner_v4<F: Frame + ?Sized, T: DecapTables>(
     if !tables.is_vip(V4, &mapped(ip.dst_addr)) {
         return Err(Outcome::PassedNoVip);
     }
-    let tos = merged_tos(ip.tos, outer).map_err(|_| Outcome::DroppedCongestion)?;
+    let tos = merged_tos(ip.tos, outer).map_err(|_congestion| Outcome::DroppedCongestion)?;
     let fields = IpFields {
         length: u32::from(length),
         tos: ip.tos,
@@ -183,7 +183,7 @@ fn inner_v6<F: Frame + ?Sized, T: DecapTables>(
         return Err(Outcome::PassedNoVip);
     }
     let class = class_v6(ip);
-    let tos = merged_tos(class, outer).map_err(|_| Outcome::DroppedCongestion)?;
+    let tos = merged_tos(class, outer).map_err(|_congestion| Outcome::DroppedCongestion)?;
     let fields = IpFields {
         length: length as u32,
         tos: class,

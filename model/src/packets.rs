@@ -139,7 +139,7 @@ impl Dice<'_> {
             icmp[6..8].fill(0);
             icmp.truncate(8);
         }
-        self.to_vip(is_v6, icmp)
+        self.for_vip(is_v6, icmp)
     }
 
     /// An ICMP error from somewhere that quotes a packet of a flow.
@@ -160,7 +160,7 @@ impl Dice<'_> {
         let inner = self.packet(Layer { source: vip, destination: client, is_v6, protocol, payload: quoted }, hints);
         let kind = if is_v6 { self.pick(&[2, 1, 3, 4, 2, 0]) } else { self.pick(&[3, 3, 4, 11, 12, 5]) };
         let icmp = [&[kind, self.pick(&[4, 0, 1]), 0, 0, 0, 0, 5, 0x14], &inner[..]].concat();
-        let (mut layer, outer) = self.to_vip(is_v6, icmp);
+        let (mut layer, outer) = self.for_vip(is_v6, icmp);
         if self.chance(90) {
             layer.destination = vip;
         }
@@ -168,7 +168,7 @@ impl Dice<'_> {
     }
 
     /// An ICMP message with its checksum, to a VIP.
-    fn to_vip(&mut self, is_v6: bool, mut icmp: Vec<u8>) -> (Layer, Hints) {
+    fn for_vip(&mut self, is_v6: bool, mut icmp: Vec<u8>) -> (Layer, Hints) {
         let vip = self.pick(&[0, 0, 1, 2]);
         let destination = if is_v6 { vip_v6(vip) } else { mapped(VIPS[vip]) };
         let source = client(self.below(4), is_v6);
@@ -374,7 +374,7 @@ fn packet_v4(layer: &Layer, hints: &Hints) -> Vec<u8> {
     let [l0, l1] = ((4 * words + layer.payload.len()) as u16).to_be_bytes();
     let fragment: u16 = match hints.is_whole {
         true => 0x4000,
-        false => u16::from(hints.has_more) << 13 | u16::from(hints.is_tail) * 185,
+        false => (u16::from(hints.has_more) << 13) | (u16::from(hints.is_tail) * 185),
     };
     let [f0, f1] = fragment.to_be_bytes();
     let mut header = vec![0x40 | words as u8, hints.tos, l0, l1, 0, hints.id, f0, f1, hints.ttl, layer.protocol, 0, 0];
@@ -399,7 +399,7 @@ fn packet_v6(layer: &Layer, hints: &Hints) -> Vec<u8> {
     for (nth, kind) in kinds.iter().enumerate() {
         let next = kinds.get(nth + 1).copied().unwrap_or(layer.protocol);
         if *kind == FRAGMENT {
-            let [o0, o1] = (u16::from(hints.is_tail) * 1480 | u16::from(hints.has_more)).to_be_bytes();
+            let [o0, o1] = ((u16::from(hints.is_tail) * 1480) | u16::from(hints.has_more)).to_be_bytes();
             extensions.extend([next, 0, o0, o1, 0, 0, 0, hints.id]);
         } else {
             // Seldom long, so that the bound in bytes is met, too.

@@ -109,7 +109,7 @@ fn a_larger_segment_size_is_lowered() {
 
 /// `v6` puts the client's address first; an answer has them the other way round.
 fn from_vip_v6(packet: Datagram) -> Datagram {
-    packet.from_v6(VIP_V6).to_v6(crate::world::CLIENT_V6)
+    packet.source_v6(VIP_V6).destination_v6(crate::world::CLIENT_V6)
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn all_else_leaves_untouched() {
     server.leaves(&Datagram::udp(5000, DNS).reversed().frame(), Outcome::Passed);
     server.leaves(&Datagram::other(1, &[0; 40]).reversed().frame(), Outcome::Passed);
     // A mapped address in an IPv6 header is no IPv4 VIP.
-    server.leaves(&answer("S.", &large).v6().from_v6(mapped(VIP)).frame(), Outcome::Passed);
+    server.leaves(&answer("S.", &large).v6().source_v6(mapped(VIP)).frame(), Outcome::Passed);
     // No ethertype of IP.
     let mut arp = answer("S.", &large).frame();
     arp[12..14].copy_from_slice(&[0x08, 0x06]);

@@ -191,7 +191,7 @@ fn tunnel_packets_of_others_pass_untouched() {
     }
     let v4 = Datagram::tcp(5000, "S").to([203, 0, 113, 11]);
     let v6 = Datagram::tcp(5000, "S").v6();
-    for packet in [v4, v6.clone().to_v6(documentation(0xa, 11)), v6.to_v6(mapped(VIP))] {
+    for packet in [v4, v6.clone().destination_v6(documentation(0xa, 11)), v6.destination_v6(mapped(VIP))] {
         for frame in tunnelled(&packet, 0) {
             server.leaves(&frame, Outcome::PassedNoVip);
         }

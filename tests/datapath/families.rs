@@ -203,11 +203,11 @@ fn a_source_that_can_only_be_forged_is_dropped() {
     let mut multicast = [0; 16];
     (multicast[0], multicast[15]) = (0xff, 1);
     for source in [[0; 16], loopback, mapped([198, 51, 100, 7]), multicast] {
-        rig.ends(&Datagram::tcp(5000, "S").v6().from_v6(source).frame(), Reason::DropMartian);
-        rig.ends(&Datagram::udp(5000, DNS).v6().from_v6(source).frame(), Reason::DropMartian);
+        rig.ends(&Datagram::tcp(5000, "S").v6().source_v6(source).frame(), Reason::DropMartian);
+        rig.ends(&Datagram::udp(5000, DNS).v6().source_v6(source).frame(), Reason::DropMartian);
     }
     rig.remembers_nothing();
-    let good = Datagram::tcp(5000, "S").v6().from_v6(documentation(9, 9));
+    let good = Datagram::tcp(5000, "S").v6().source_v6(documentation(9, 9));
     rig.delivers(&good, rig.stateless(&good), Reason::DeliverStateless);
 }
 
@@ -215,9 +215,9 @@ fn a_source_that_can_only_be_forged_is_dropped() {
 fn what_is_for_other_addresses_or_ports_passes() {
     let rig = Rig::of(world(&[1, 2, 3]));
     let syn = || Datagram::tcp(5000, "S").v6();
-    rig.ends(&syn().to_v6(documentation(0xa, 11)).frame(), Reason::NotOurs);
-    rig.ends(&syn().to_v6(member_address_v6(1)).frame(), Reason::NotOurs);
-    rig.ends(&syn().to_v6(documentation(0xa, 11)).fragment(3, true).frame(), Reason::NotOurs);
+    rig.ends(&syn().destination_v6(documentation(0xa, 11)).frame(), Reason::NotOurs);
+    rig.ends(&syn().destination_v6(member_address_v6(1)).frame(), Reason::NotOurs);
+    rig.ends(&syn().destination_v6(documentation(0xa, 11)).fragment(3, true).frame(), Reason::NotOurs);
     rig.ends(&syn().with_port(81).frame(), Reason::NoService);
     rig.ends(&Datagram::other(47, &[0; 24]).v6().frame(), Reason::NotBalanced);
     rig.ends(&Datagram::other(59, &[]).v6().frame(), Reason::NotBalanced);

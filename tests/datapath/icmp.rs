@@ -45,7 +45,7 @@ fn reply(id: u16, data: &[u8]) -> Vec<u8> {
 
 fn reply_v6(id: u16, data: &[u8]) -> Vec<u8> {
     let reply = Datagram::icmp_v6(Icmpv6Type::EchoReply(IcmpEchoHeader { id, seq: 1 }), data);
-    framed(ROUTER_MAC, OWN_MAC, &reply.from_v6(VIP_V6).to_v6(CLIENT_V6).ttl(64).packet())
+    framed(ROUTER_MAC, OWN_MAC, &reply.source_v6(VIP_V6).destination_v6(CLIENT_V6).ttl(64).packet())
 }
 
 /// What a receiver checks (RFC 1071): all words, the checksum included, add up to all ones.
@@ -129,7 +129,7 @@ fn a_fragmented_echo_request_is_answered_fragment_by_fragment() {
 
     let [head, tail] = Datagram::ping_v6(7, &data).split(180);
     let answer = Datagram::icmp_v6(Icmpv6Type::EchoReply(IcmpEchoHeader { id: 7, seq: 1 }), &data);
-    let [expected_head, expected_tail] = answer.from_v6(VIP_V6).to_v6(CLIENT_V6).split(180);
+    let [expected_head, expected_tail] = answer.source_v6(VIP_V6).destination_v6(CLIENT_V6).split(180);
     rig.becomes(&head.frame(), &framed(expected_head.ttl(64)), Reason::PingAnswered);
     rig.becomes(&tail.frame(), &framed(expected_tail.ttl(62)), Reason::PingAnswered);
 }
@@ -163,7 +163,7 @@ fn what_must_not_be_answered_is_not() {
     for forged in [[0; 4], [127, 0, 0, 1], [224, 0, 0, 1], [255; 4]] {
         rig.ends(&Datagram::ping(7, b"x").from(forged).frame(), Reason::DropMartian);
     }
-    rig.ends(&Datagram::ping_v6(7, b"x").from_v6([0; 16]).frame(), Reason::DropMartian);
+    rig.ends(&Datagram::ping_v6(7, b"x").source_v6([0; 16]).frame(), Reason::DropMartian);
     // A peer hands no echo request off.
     rig.ends(&Datagram::ping(7, b"x").tunnelled(member_address(2), 0), Reason::DropTunnelNoService);
     // Replies, and what else ICMP has.
@@ -198,7 +198,7 @@ fn errors(of: &Datagram) -> Vec<Datagram> {
         Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
     ];
     let lengths = [IPV4 + 8, quoted.len()];
-    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind.clone(), length)));
+    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind, length)));
     pairs.map(|(kind, length)| Datagram::icmp(kind, &quoted[..length]).from(ROUTER)).collect()
 }
 
@@ -210,8 +210,8 @@ fn errors_v6(of: &Datagram) -> Vec<Datagram> {
         Icmpv6Type::TimeExceeded(icmpv6::TimeExceededCode::HopLimitExceeded),
     ];
     let lengths = [IPV6 + 8, quoted.len()];
-    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind.clone(), length)));
-    pairs.map(|(kind, length)| Datagram::icmp_v6(kind, &quoted[..length]).from_v6(ROUTER_V6)).collect()
+    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind, length)));
+    pairs.map(|(kind, length)| Datagram::icmp_v6(kind, &quoted[..length]).source_v6(ROUTER_V6)).collect()
 }
 
 #[test]
@@ -289,7 +289,8 @@ fn an_error_that_quotes_options_or_extensions_is_understood() {
 
     let flow = Datagram::tcp(5000, ".").v6().with_extension(60, 2);
     let quoted = flow.clone().reversed().packet();
-    let error = Datagram::icmp_v6(Icmpv6Type::PacketTooBig { mtu: 1280 }, &quoted[..IPV6 + 16 + 8]).from_v6(ROUTER_V6);
+    let error =
+        Datagram::icmp_v6(Icmpv6Type::PacketTooBig { mtu: 1280 }, &quoted[..IPV6 + 16 + 8]).source_v6(ROUTER_V6);
     let error = error.with_extension(60, 1);
     let expected = error.delivered_as(flow.tag(), &rig.world.backends[&rig.stateless(&flow)]);
     rig.becomes(&error.frame(), &expected, Reason::DeliverQuote);
@@ -320,7 +321,7 @@ fn an_error_that_quotes_too_little_or_somebody_elses_packet_is_dropped() {
     for length in 0..IPV6 + 8 {
         rig.ends(&error(&quoted[..length]), Reason::DropQuote);
     }
-    rig.ends(&error(&flow.clone().reversed().from_v6(documentation(9, 9)).packet()), Reason::DropQuote);
+    rig.ends(&error(&flow.clone().reversed().source_v6(documentation(9, 9)).packet()), Reason::DropQuote);
     rig.ends(&error(&flow.packet()), Reason::DropQuote);
     rig.remembers_nothing();
 }

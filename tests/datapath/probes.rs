@@ -184,8 +184,8 @@ fn probes_are_turned_round_over_ipv6_and_with_tags() {
         let tags: &[Tag] = [&[][..], &[(0x8100, 5)], &[(0x88a8, 7), (0x8100, 5)]][counter as usize % 3];
 
         let (own, peer) = (OWN_ADDRESS_V6, member_address_v6(2));
-        let asked = question.clone().v6().from_v6(peer).to_v6(own).tagged(tags);
-        let echo_v6 = echo.clone().v6().from_v6(own).to_v6(peer);
+        let asked = question.clone().v6().source_v6(peer).destination_v6(own).tagged(tags);
+        let echo_v6 = echo.clone().v6().source_v6(own).destination_v6(peer);
         let expected = with_tags(tags, framed(ROUTER_MAC, OWN_MAC, &echo_v6.packet()));
         rig.becomes(&asked, &expected, Reason::ProbeReflected);
         assert_eq!(rig.heard(2).probe_counter, u64::from_be_bytes(request.counter));
@@ -196,12 +196,12 @@ fn probes_are_turned_round_over_ipv6_and_with_tags() {
         rig.becomes(&asked, &with_tags(tags, expected), Reason::ProbeReflected);
     }
     let echo = Datagram::udp(PROBE_PORT, SENDER).with_payload(echo(1, 3).as_bytes()).with_port(PROBE_PORT);
-    let echo = echo.v6().from_v6(member_address_v6(3)).to_v6(OWN_ADDRESS_V6);
+    let echo = echo.v6().source_v6(member_address_v6(3)).destination_v6(OWN_ADDRESS_V6);
     for tags in [&[][..], &[(0x8100, 5)]] {
         rig.ends(&echo.tagged(tags), Reason::EchoTaken);
     }
     assert_ne!(rig.heard(3).echo_ns, 0);
     // From a stranger, or to another port.
-    rig.ends(&echo.clone().from_v6(member_address_v6(9)).frame(), Reason::DropProbe);
+    rig.ends(&echo.clone().source_v6(member_address_v6(9)).frame(), Reason::DropProbe);
     rig.ends(&echo.with_port(PROBE_PORT + 1).frame(), Reason::NotOurs);
 }

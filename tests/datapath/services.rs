@@ -63,7 +63,7 @@ fn with_affinity_all_flows_of_a_client_go_to_one_backend() {
             rig.delivers(&syn(port), backend, Reason::DeliverStateless);
         }
         backends.insert(backend);
-        let syn = |port| Datagram::tcp(port, "S").v6().from_v6(documentation(0xc, client));
+        let syn = |port| Datagram::tcp(port, "S").v6().source_v6(documentation(0xc, client));
         let hash = syn(0).key_v6().without_ports().hash(&rig.world.node.hash_key);
         let backend = rig.world.rings[&2].slots[ring_slot(hash)];
         for port in 5000..5010 {

@@ -38,7 +38,7 @@ fn needed(of: &Datagram, mtu: u16) -> Vec<u8> {
 /// "Packet too big" about a packet of the client (RFC 4443, section 3.2): 1280 bytes.
 fn too_big(of: &Datagram, mtu: u32) -> Vec<u8> {
     let error = Datagram::icmp_v6(Icmpv6Type::PacketTooBig { mtu }, &of.packet()[..1232]);
-    let packet = error.from_v6(VIP_V6).to_v6(CLIENT_V6).label(0).ttl(64).packet();
+    let packet = error.source_v6(VIP_V6).destination_v6(CLIENT_V6).label(0).ttl(64).packet();
     assert_eq!(packet.len(), 1280);
     packet
 }

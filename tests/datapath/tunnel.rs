@@ -73,7 +73,7 @@ fn an_inner_packet_for_no_service_is_dropped() {
         ("ICMP", Datagram::other(1, &[8, 0, 0, 0, 0, 0, 0, 0])),
         ("another protocol", Datagram::other(47, &[0; 24])),
         ("IPv6 for another port", syn().v6().with_port(81)),
-        ("IPv6 for another address", syn().v6().to_v6(OWN_ADDRESS_V6)),
+        ("IPv6 for another address", syn().v6().destination_v6(OWN_ADDRESS_V6)),
     ];
     for (name, datagram) in rows {
         println!("{name}");

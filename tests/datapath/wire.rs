@@ -177,12 +177,12 @@ impl Datagram {
         self
     }
 
-    pub(crate) fn from_v6(mut self, source: Address) -> Self {
+    pub(crate) fn source_v6(mut self, source: Address) -> Self {
         self.v6_mut().source = source;
         self
     }
 
-    pub(crate) fn to_v6(mut self, destination: Address) -> Self {
+    pub(crate) fn destination_v6(mut self, destination: Address) -> Self {
         self.v6_mut().destination = destination;
         self
     }
