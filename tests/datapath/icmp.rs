@@ -198,7 +198,7 @@ fn errors(of: &Datagram) -> Vec<Datagram> {
         Icmpv4Type::TimeExceeded(icmpv4::TimeExceededCode::TtlExceededInTransit),
     ];
     let lengths = [IPV4 + 8, quoted.len()];
-    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind, length)));
+    let pairs = kinds.into_iter().flat_map(|kind| lengths.map(|length| (kind.clone(), length)));
     pairs.map(|(kind, length)| Datagram::icmp(kind, &quoted[..length]).from(ROUTER)).collect()
 }
 
