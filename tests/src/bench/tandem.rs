@@ -67,9 +67,6 @@ pub(crate) struct Setting {
 
 /// What `row` needs, or in a word why the programs cannot take its packets (yet).
 pub(crate) fn setting(row: &Row) -> Result<Option<Setting>, &'static str> {
-    if row.family == Family::V6 && row.path == Path::Decap {
-        return Err("decap takes IPv4 tunnels only");
-    }
     let usual = Setting { members: 16, family: row.family, id: OWNER, direct: false, peers_reachable: true };
     Ok(Some(match row.path {
         Path::Nothing | Path::Floor | Path::Decap | Path::Against(_) => return Ok(None),
