@@ -222,8 +222,11 @@ impl Dice<'_> {
         let inner = self.packet(layer, hints);
         match self.below(4) {
             0 => {
-                let protocol = self.pick(&[47, 4, 41, 50, 51, 59, 103]);
-                (self.packet(Layer { source, destination, is_v6, protocol, payload: inner }, Hints::default()), is_v6)
+                let protocol = self.pick(&[4, 41, 4, 41, 47, 50, 51, 59, 103]);
+                let layer = Layer { source, destination, is_v6, protocol, payload: inner };
+                let packet = self.packet(layer, Hints::default());
+                // A tunnel in the tunnel, among others.
+                if self.chance(60) { self.tunnelled(world, packet, is_v6) } else { (packet, is_v6) }
             }
             1 => {
                 let destination = member_address(SELF, is_v6);
@@ -242,11 +245,11 @@ impl Dice<'_> {
     /// As it comes from another member; the outer family is any.
     fn tunnelled(&mut self, world: &Model, inner: Vec<u8>, is_v6: bool) -> (Vec<u8>, bool) {
         let outer_v6 = self.chance(50);
-        let source = match self.below(12) {
-            0 => member_address(200, outer_v6),
+        let source = match self.below(16) {
+            1 => member_address(200, outer_v6),
             // Of the prefixes.
-            1 | 2 if !outer_v6 => mapped([10, self.pick(&[0, 0, 9]), 3, 77]),
-            1 | 2 => {
+            2 | 3 if !outer_v6 => mapped([10, self.pick(&[0, 0, 9]), 3, 77]),
+            2 | 3 => {
                 let mut source = member_address(9, true);
                 source[3] = 3;
                 source

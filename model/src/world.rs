@@ -122,7 +122,7 @@ impl Dice<'_> {
         node.silence_ns = 5 * SECOND_NS;
         node.incarnation = self.roll() as u32;
         node.port = PROBE_PORT.to_be_bytes();
-        node.cluster_ifindex = self.pick(&[0, INGRESS, 0, INGRESS, INGRESS, OTHERS[0]]);
+        node.cluster_ifindex = self.pick(&[0, INGRESS, 0, INGRESS, 0, INGRESS, 0, INGRESS, 0, OTHERS[0]]);
         node.flags = self.flags();
         for sources in [&mut node.delivery_sources, &mut node.hand_off_sources] {
             let spread =
@@ -275,9 +275,19 @@ impl Dice<'_> {
 
     /// One of few flows, so that packets meet their entries.
     pub fn key(&mut self, is_v6: bool) -> AnyKey {
-        let (protocol, port) =
-            self.pick(&[(TCP, 80), (TCP, 80), (UDP, 53), (SCTP, 9), (TCP, 443), (TCP, 81), (UDP, 81)]);
-        let (vip, client_nth) = (self.pick(&[0, 0, 0, 1, 2]), self.below(CLIENTS));
+        let (protocol, port) = self.pick(&[
+            (TCP, 80),
+            (TCP, 80),
+            (UDP, 53),
+            (UDP, 53),
+            (SCTP, 9),
+            (TCP, 80),
+            (UDP, 53),
+            (SCTP, 9),
+            (TCP, 443),
+            (TCP, 81),
+        ]);
+        let (vip, client_nth) = (self.pick(&[0, 0, 0, 0, 1, 1, 0, 2]), self.below(CLIENTS));
         let ports = ((5000 + self.below(CLIENT_PORTS) as u16).to_be_bytes(), u16::to_be_bytes(port));
         if is_v6 {
             AnyKey::V6(FlowKeyV6::new(client(client_nth, true), vip_v6(vip), ports.0, ports.1, protocol))
@@ -359,7 +369,7 @@ impl Dice<'_> {
     pub fn member(&mut self, world: &Model) -> u8 {
         match self.below(8) {
             0 | 1 => SELF,
-            2 => self.pick(&[0, 77, 200]),
+            2 if self.chance(30) => self.pick(&[0, 77, 200]),
             _ => {
                 let nth = self.below(world.members.len());
                 *world.members.keys().nth(nth).expect("below their number")
