@@ -158,7 +158,12 @@ pub fn pong(frame: &[u8], ping: &Ping) -> Option<Vec<u8>> {
     }
     if ping.icmp_at != 0 {
         let reply = [if ping.is_v6 { 129 } else { 0 }, out[ping.icmp_at + 1]];
-        update(&mut out[ping.icmp_at..], 2, 0, reply);
+        let icmp = &mut out[ping.icmp_at..];
+        update(icmp, 2, 0, reply);
+        // Both zeros are right, save for a reply that is all zeros: that one sums up to nothing.
+        if icmp[2..4] == [0, 0] {
+            icmp[2..4].fill(0xff);
+        }
     }
     Some(out)
 }

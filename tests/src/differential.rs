@@ -140,7 +140,7 @@ impl Twins {
         if nth == 0 {
             self.model.node.id = 0;
         }
-        dice.populate(&self.model, 2 * FLOWS as usize);
+        dice.populate(&self.model, 3 * FLOWS as usize);
         self.kernel.install(&self.model)?;
         self.kernel.remember(&self.model)?;
         self.model.budget.set(self.kernel.budget(self.cpu)?);

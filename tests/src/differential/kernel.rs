@@ -32,7 +32,7 @@ use model::{
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
 /// Capacity of the flow tables: fewer than there are flows, so that they are full now and then.
-pub(super) const FLOWS: u32 = 16;
+pub(super) const FLOWS: u32 = 12;
 /// Capacity of `services`, of `rings` and of `service_count`: what the model has is below.
 pub(super) const SERVICES: u32 = 64;
 /// More than a world's packets can fill, so that the kernel evicts nothing.
