@@ -184,10 +184,6 @@ impl World {
 
     /// A member delivers the first packet of a flow: is it fit to own it?
     fn judge_newcomer(&mut self, delivery: &Delivery) {
-        if delivery.segment.packet.is_marked() {
-            // Law 1: it stays where it is, whoever that is.
-            return;
-        }
         let since = self.now.saturating_sub(SETTLED);
         let Some(owner) = self.hosts.get(&delivery.member) else { return };
         let out_since = owner.vouched_until.max(owner.host_changed);
