@@ -244,8 +244,9 @@ impl World {
         // It has just started, or has woken from a pause and has yet to miss the probes that it did not send.
         let is_new = host.host_changed.max(host.agent_changed) > long_ago;
         let target = self.hosts.get(&to);
-        // Probes of a running agent hide from a member without one that the peer's program is detached.
-        let is_hidden = host.agent.is_none() && target.is_some_and(|host| host.agent.is_some());
+        // Probes of an agent that runs, or did until just now, hide from a member without one that the peer's program is detached.
+        let probes = |host: &Host| host.agent.is_some() || host.agent_changed > long_ago;
+        let is_hidden = host.agent.is_none() && target.is_some_and(probes);
         let is_gone =
             target.is_none_or(|host| !(host.up && host.attached) && host.host_changed < long_ago) && !is_hidden;
         if is_gone && !is_new {
