@@ -218,3 +218,63 @@ fn survive<K: Family>(model: &Model, before: &[(K, FlowEntry)]) {
     let flows = learned.written.iter().filter(|written| matches!(written, Written::Flow(_))).count();
     assert!(flows <= 1 && learned.written.len() <= 2, "{:?}", learned.written);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::Dice;
+
+    /// Runs random packets; once one is delivered or handed off, spoils what became of it.
+    fn finds(spoil: fn(&mut Outcome)) -> bool {
+        let spoilt = (0..).find_map(|number| {
+            let mut dice = Dice::seeded(number);
+            let world = dice.world(1 << 40);
+            let frame = dice.frame(&world, 1600);
+            let seen = Seen::of(&world.clone(), &frame);
+            let outcome = world.run(&frame);
+            let leaves = matches!(outcome.reason.action(), Action::Deliver | Action::HandOff);
+            leaves.then_some((frame, outcome, seen))
+        });
+        let (frame, mut outcome, seen) = spoilt.expect("sooner or later");
+        assert!(check(&frame, &outcome, &seen));
+        spoil(&mut outcome);
+        !catch_unwind(AssertUnwindSafe(|| check(&frame, &outcome, &seen))).unwrap_or(false)
+    }
+
+    #[test]
+    fn what_was_written_wrongly_is_found() {
+        let spoils: [fn(&mut Outcome); 6] = [
+            |outcome| outcome.way = 0,
+            |outcome| outcome.reason = Reason::NotOurs,
+            |outcome| outcome.frame.truncate(outcome.frame.len() - 1),
+            |outcome| outcome.frame.push(0),
+            |outcome| *outcome.frame.last_mut().expect("a byte") ^= 1,
+            |outcome| {
+                let (at, is_v6) = network(&outcome.frame);
+                outcome.frame[at + if is_v6 { 5 } else { 3 }] ^= 1;
+            },
+        ];
+        for (nth, spoil) in spoils.into_iter().enumerate() {
+            assert!(finds(spoil), "{nth}");
+        }
+    }
+
+    #[test]
+    fn a_lost_entry_and_a_moved_flow_are_found() {
+        let mut dice = Dice::seeded(1);
+        let world = dice.world(1 << 40);
+        (0..8).for_each(|_| dice.populate(&world, 64));
+        let before = entries::<FlowKeyV4>(&world);
+        survive(&world, &before);
+        let (key, entry) = before[0];
+        world.v4.borrow_mut().flows.remove(&key);
+        assert!(catch_unwind(AssertUnwindSafe(|| survive(&world, &before))).is_err());
+        let moved = FlowEntry { backend: entry.backend ^ 1, ..entry };
+        world.v4.borrow_mut().flows.insert(key, moved);
+        let in_service = world.backend(entry.backend).is_some_and(|backend| backend.is_in_service());
+        assert_eq!(catch_unwind(AssertUnwindSafe(|| survive(&world, &before))).is_err(), in_service);
+        assert!(in_service, "the seed's first entry is one of a backend in service");
+    }
+}

@@ -7,7 +7,10 @@ use anyhow::{Result, bail};
 use xtask::ebpf;
 use xtask::toolchain::Toolchain;
 
-use crate::{launch, setup, step, tiers};
+use crate::{fuzz, launch, setup, step, tiers};
+
+/// Long enough to run every seed and to tell that the engine works.
+const FUZZ_SECONDS: u64 = 20;
 
 /// Runs every step, each with a heading and its time.
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
@@ -21,6 +24,11 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     check("Documentation", &mut documentation(root))?;
     if tiers::run(root, None, &[])? != ExitCode::SUCCESS {
         bail!("tests failed");
+    }
+    if fuzz::is_possible() {
+        fuzz::run(root, FUZZ_SECONDS)?;
+    } else {
+        step::heading("A short search by the fuzzer: skipped, it needs a C++ compiler");
     }
     if step::is_root() {
         launch::build_lab(root)?;

@@ -3,6 +3,7 @@
 //! Words go to stderr, so that what the started programs print on stdout can be piped. Exit codes: 0 done, 1 something
 //! failed, 2 usage; `run`, `demo`, `bench` and `accept` end with the exit code of the program that they start.
 mod ci;
+mod fuzz;
 mod launch;
 mod setup;
 mod step;
@@ -91,7 +92,17 @@ Examples:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short demo, a short benchmark
+    /// Look for packets and tables that break what must hold of every packet, guided by coverage
+    #[command(before_long_help = "\
+Examples:
+  cargo xtask fuzz
+  cargo xtask fuzz --seconds 3600")]
+    Fuzz {
+        /// How long
+        #[arg(long, value_name = "N", default_value_t = 60)]
+        seconds: u64,
+    },
+    /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short search by the fuzzer, a short demo, a short benchmark
     #[command(before_long_help = "Examples:\n  cargo xtask ci")]
     Ci,
     /// Run rows of the acceptance lists, the long and the timed ones, and print figure and bound of each
@@ -137,6 +148,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             };
             tiers::run(&root, tier.as_deref(), &filter)
         }
+        Task::Fuzz { seconds } => fuzz::run(&root, seconds),
         Task::Ci => ci::run(&root),
     }
 }

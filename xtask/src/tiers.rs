@@ -28,7 +28,7 @@ const TIERS: [Tier; 4] = [
         root: false,
         agent: false,
         selections: &[
-            &["--package", "lb-common", "--package", "lb-userspace", "--package", "xtask"],
+            &["--package", "lb-common", "--package", "lb-userspace", "--package", "model", "--package", "xtask"],
             &["--package", "tests", "--lib", "--bins"],
         ],
         options: &[],
