@@ -5,6 +5,7 @@ use std::time::Duration;
 use tests::{acceptance::floods::Ground, traffic::flood::Kind};
 
 #[test]
+#[ignore = "its rate is the machine's: rows flood-syn, flood-handshake and flood-udp of `cargo xtask accept`"]
 fn a_flood_takes_nothing_from_those_before_it_and_those_who_come_meanwhile() {
     let mut ground = Ground::lay().unwrap();
     let mut failed = Vec::new();
