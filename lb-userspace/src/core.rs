@@ -67,6 +67,8 @@ pub use self::{
 /// The agent's state: membership, records, what is said to whom.
 pub struct Core {
     view: View,
+    /// The highest version of the protocol that is spoken.
+    speaks: u8,
     incarnation: u32,
     started: u64,
     /// When members were last added or removed.
@@ -260,6 +262,7 @@ impl Core {
         let mut slots = Slots::default();
         slots.adopt(adopted);
         let mut core = Self {
+            speaks: wire::VERSION,
             incarnation,
             started: now,
             membership_since: now,
@@ -291,6 +294,12 @@ impl Core {
         };
         core.apply_view(now);
         core
+    }
+
+    /// Speaks no later version than `version`: as an agent does that is not upgraded yet.
+    pub fn speaking(mut self, version: u8) -> Self {
+        self.speaks = version.clamp(wire::HELLO_VERSION, wire::VERSION);
+        self
     }
 
     /// Takes in what happened at `now`.

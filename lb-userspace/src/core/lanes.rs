@@ -117,7 +117,7 @@ impl Core {
     /// The next frame of deltas; `None` when what was queued is no longer worth telling.
     fn delta(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
-        let mut batch = Batch::delta();
+        let mut batch = Batch::delta(link.version);
         while !batch.is_full() {
             let Some(number) = link.urgent.pop_front().or_else(|| link.lazy.pop_front()) else { break };
             let Some(row) = self.table.row_mut(number).filter(|row| row.queued & bit(link.peer) != 0) else { continue };
@@ -134,7 +134,7 @@ impl Core {
     fn snapshot(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
         let mut cursor = link.cursor?;
-        let mut batch = Batch::snapshot();
+        let mut batch = Batch::snapshot(link.version);
         while cursor < self.table.end() && !batch.is_full() {
             if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.is_private()) {
                 row.shared = true;
@@ -145,7 +145,7 @@ impl Core {
         }
         if batch.is_empty() {
             (link.cursor, link.snapshot_at) = (None, now);
-            return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode());
+            return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode(link.version));
         }
         link.cursor = Some(cursor);
         Some(batch.finish())

@@ -2,7 +2,11 @@
 
 use std::{collections::VecDeque, time::Duration};
 
-use super::{Session, event::CloseReason, wire::Decoder};
+use super::{
+    Session,
+    event::CloseReason,
+    wire::{Decoder, HELLO_VERSION},
+};
 
 /// First pause before dialling again.
 pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
@@ -24,6 +28,8 @@ pub(crate) struct Link {
     pub(crate) stage: Stage,
     pub(crate) dialled: bool,
     pub(crate) decoder: Decoder,
+    /// The version that is spoken, from the peer's `Hello` on.
+    pub(crate) version: u8,
     pub(crate) heard_at: u64,
     pub(crate) said_at: u64,
     /// Bytes handed out and not yet drained.
@@ -104,6 +110,7 @@ impl Link {
             stage: Stage::Greeting,
             dialled,
             decoder: Decoder::default(),
+            version: HELLO_VERSION,
             heard_at: now,
             said_at: now,
             in_flight: 0,

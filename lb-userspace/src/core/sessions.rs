@@ -15,7 +15,7 @@ use super::{
     Core, Output, Session,
     event::{CloseReason, Event},
     link::{BACKOFF_MIN, Link, Peer, Stage, nanos},
-    wire::{Frame, HELLO_VERSION, Hello, VERSION},
+    wire::{Frame, Hello},
 };
 
 /// Starts that a member may have forgotten: at one a second, those of twelve days. More is nonsense, or an attack.
@@ -63,7 +63,7 @@ impl Core {
         }
         self.links.insert(session, Link { told_ready: self.ready, ..Link::new(now, id, dialled) });
         let hello = self.hello(id);
-        self.send(now, session, Frame::Hello(hello).encode());
+        self.say(now, session, &Frame::Hello(hello));
     }
 
     pub(crate) fn received(&mut self, now: u64, session: Session, bytes: &[u8]) {
@@ -71,8 +71,9 @@ impl Core {
         link.heard_at = now;
         let mut decoder = mem::take(&mut link.decoder);
         decoder.push(bytes);
-        loop {
-            let said = match decoder.next_frame() {
+        // A greeting among the bytes changes the version of what follows.
+        while let Some(version) = self.links.get(&session).map(|link| link.version) {
+            let said = match decoder.next_frame(version) {
                 Ok(Some(frame)) => self.frame(now, session, frame),
                 Ok(None) => break,
                 Err(error) => Err(error.into()),
@@ -90,19 +91,18 @@ impl Core {
     fn frame(&mut self, now: u64, session: Session, frame: Frame) -> Result<(), CloseReason> {
         let Some(link) = self.links.get_mut(&session) else { return Ok(()) };
         let peer = link.peer;
-        match (link.stage, frame) {
-            (Stage::Greeting, Frame::Hello(hello)) => self.greeted(now, session, &hello),
-            (
-                Stage::Greeting,
-                Frame::Snapshot(_) | Frame::SnapshotEnd { .. } | Frame::Delta(_) | Frame::Keepalive | Frame::Goodbye,
-            ) => Err(CloseReason::Unexpected("something before hello")),
-            (Stage::Open, Frame::Hello(hello)) => self.greeted_again(peer, session, &hello),
-            (Stage::Open, Frame::Snapshot(items)) => {
+        if link.stage == Stage::Greeting && !matches!(frame, Frame::Hello(_)) {
+            return Err(CloseReason::Unexpected("something before hello"));
+        }
+        match frame {
+            Frame::Hello(hello) if link.stage == Stage::Greeting => self.greeted(now, session, &hello),
+            Frame::Hello(hello) => self.greeted_again(peer, session, &hello),
+            Frame::Snapshot(items) => {
                 link.snapshot_heard += items.len() as u64;
                 items.iter().for_each(|item| self.apply(now, peer, item));
                 Ok(())
             }
-            (Stage::Open, Frame::SnapshotEnd { records }) => {
+            Frame::SnapshotEnd { records } => {
                 if link.snapshot_heard != records {
                     return Err(CloseReason::Unexpected("end of a snapshot that was not sent"));
                 }
@@ -113,12 +113,12 @@ impl Core {
                 }
                 Ok(())
             }
-            (Stage::Open, Frame::Delta(items)) => {
+            Frame::Delta(items) => {
                 items.iter().for_each(|item| self.apply(now, peer, item));
                 Ok(())
             }
-            (Stage::Open, Frame::Keepalive) => Ok(()),
-            (Stage::Open, Frame::Goodbye) => {
+            Frame::Keepalive => Ok(()),
+            Frame::Goodbye => {
                 self.peer_says_goodbye(now, peer);
                 Ok(())
             }
@@ -155,6 +155,7 @@ impl Core {
         }
         if let Some(link) = self.links.get_mut(&session) {
             link.stage = Stage::Open;
+            link.version = hello.speaks.min(self.speaks);
             link.said_ready = hello.ready;
             link.begin_snapshot();
             link.configuration = (hello.generation, hello.hash);
@@ -240,17 +241,18 @@ impl Core {
     }
 
     fn greet_again(&mut self, session: Session, id: u8) {
-        let hello = Frame::Hello(self.hello(id)).encode();
+        let hello = self.hello(id);
         if let Some(link) = self.links.get_mut(&session) {
+            let bytes = Frame::Hello(hello).encode(link.version);
             link.told_ready = self.ready;
-            link.in_flight += hello.len();
-            self.outputs.push_back(Output::Send { session, bytes: hello });
+            link.in_flight += bytes.len();
+            self.outputs.push_back(Output::Send { session, bytes });
         }
     }
 
     fn hello(&self, to: u8) -> Hello {
         Hello {
-            speaks: VERSION.max(HELLO_VERSION),
+            speaks: self.speaks,
             from: self.view.me,
             to,
             ready: self.ready,

@@ -34,7 +34,7 @@ impl Core {
         self.flush(now);
         let open: Vec<Session> = self.links.iter().filter(|(_, l)| l.stage == Stage::Open).map(|(&s, _)| s).collect();
         for session in open {
-            self.send(now, session, Frame::Goodbye.encode());
+            self.say(now, session, &Frame::Goodbye);
         }
         self.go_on_stopping(now);
     }

@@ -64,7 +64,7 @@ impl Core {
             .map(|(&session, _)| session)
             .collect();
         for session in quiet {
-            self.send(now, session, Frame::Keepalive.encode());
+            self.say(now, session, &Frame::Keepalive);
         }
         if self.stopping.is_some() {
             return;
@@ -77,6 +77,14 @@ impl Core {
                 peer.dialling = true;
                 self.outputs.push_back(Output::Dial { peer: id });
             }
+        }
+    }
+
+    /// Sends a frame in the session's version.
+    pub(crate) fn say(&mut self, now: u64, session: Session, frame: &Frame) {
+        if let Some(link) = self.links.get(&session) {
+            let bytes = frame.encode(link.version);
+            self.send(now, session, bytes);
         }
     }
 

@@ -27,6 +27,7 @@ mod liveness;
 mod merging;
 mod pace;
 mod sessions;
+mod versions;
 mod wire;
 
 const MS: u64 = 1_000_000;

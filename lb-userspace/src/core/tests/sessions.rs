@@ -294,7 +294,7 @@ fn nobody_can_push_a_member_to_the_last_incarnation() {
     let (_, here) = net.connect(9, 1);
     net.input(1, Input::Connected { peer: 2, session: here, dialled: false });
     let absurd = Hello { heard_of: u32::MAX, ..hello(2, 1) };
-    net.input(1, Input::Received { session: here, bytes: Frame::Hello(absurd).encode() });
+    net.input(1, Input::Received { session: here, bytes: Frame::Hello(absurd).encode(VERSION) });
     assert_eq!(net.core(1).status().incarnation, 1);
     assert_eq!(net.reports(1, |e| ended(e, |r| matches!(r, CloseReason::Absurd { .. }))), 1);
 }
@@ -344,7 +344,7 @@ fn a_joiner_whose_source_dies_with_its_host_starts_cold() {
 
 #[test]
 fn a_session_of_the_wrong_peer_is_refused() {
-    let said = |hello: Hello| say(&[Frame::Hello(hello).encode()]);
+    let said = |hello: Hello| say(&[Frame::Hello(hello).encode(VERSION)]);
     assert_eq!(said(hello(2, 1)), None);
     assert_eq!(said(Hello { cluster: "other".into(), ..hello(2, 1) }), Some(CloseReason::WrongCluster));
     assert_eq!(said(hello(3, 1)), Some(CloseReason::WrongMember { from: 3, to: 1 }));
@@ -360,7 +360,7 @@ fn an_earlier_incarnation_is_refused() {
     for hello in [hello(2, 1), old] {
         let (_, here) = net.connect(9, 1);
         net.input(1, Input::Connected { peer: 2, session: here, dialled: false });
-        net.input(1, Input::Received { session: here, bytes: Frame::Hello(hello).encode() });
+        net.input(1, Input::Received { session: here, bytes: Frame::Hello(hello).encode(VERSION) });
     }
     assert_eq!(net.reports(1, |e| ended(e, |r| *r == CloseReason::Stale { said: 99, known: 100 })), 1);
     assert!(net.core(1).status().peers[0].connected, "the session of the later one stays");
@@ -374,7 +374,7 @@ fn the_newest_session_replaces_an_older_one() {
     for _ in 0..3 {
         let (_, here) = net.connect(9, 1);
         net.input(1, Input::Connected { peer: 2, session: here, dialled: false });
-        net.input(1, Input::Received { session: here, bytes: Frame::Hello(hello(2, 1)).encode() });
+        net.input(1, Input::Received { session: here, bytes: Frame::Hello(hello(2, 1)).encode(VERSION) });
     }
     assert_eq!(net.core(1).links.len(), 1);
     assert_eq!(net.core(1).peers[&2].open, Some(Session(7)));
@@ -382,14 +382,17 @@ fn the_newest_session_replaces_an_older_one() {
 
 #[test]
 fn frames_out_of_place_end_the_session() {
-    let greeting = Frame::Hello(hello(2, 1)).encode();
-    let end = |records| Frame::SnapshotEnd { records }.encode();
+    let greeting = Frame::Hello(hello(2, 1)).encode(VERSION);
+    let end = |records| Frame::SnapshotEnd { records }.encode(VERSION);
     let unexpected = |frames: &[Vec<u8>]| matches!(say(frames), Some(CloseReason::Unexpected(_)));
-    assert!(unexpected(&[Frame::Keepalive.encode()]));
+    assert!(unexpected(&[Frame::Keepalive.encode(1)]), "before the hello");
     assert!(unexpected(&[greeting.clone(), end(1)]), "the snapshot had no record");
     assert!(unexpected(&[greeting.clone(), end(0), end(1)]));
-    assert!(unexpected(&[greeting.clone(), Frame::Hello(hello(3, 1)).encode()]));
-    assert_eq!(say(&[greeting, end(0), end(0), Frame::Delta(vec![]).encode(), Frame::Keepalive.encode()]), None);
+    assert!(unexpected(&[greeting.clone(), Frame::Hello(hello(3, 1)).encode(VERSION)]));
+    assert_eq!(
+        say(&[greeting, end(0), end(0), Frame::Delta(vec![]).encode(VERSION), Frame::Keepalive.encode(VERSION)]),
+        None
+    );
 }
 
 #[test]

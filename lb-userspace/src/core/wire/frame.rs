@@ -1,0 +1,114 @@
+//! Frames: what they are, and where they begin and end in a stream.
+
+use super::{
+    DELTA, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH, PAYLOAD_MAX, Reader, SNAPSHOT,
+    SNAPSHOT_END, WireError, begin, end,
+    record::{Batch, Item, items},
+    since,
+};
+
+/// One thing said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// The first frame in each direction, and only that.
+    Hello(Hello),
+    /// Records that the sender holds.
+    Snapshot(Vec<Item>),
+    /// The snapshot is complete.
+    SnapshotEnd {
+        /// Records in it.
+        records: u64,
+    },
+    /// Records that have changed.
+    Delta(Vec<Item>),
+    /// The sender lives.
+    Keepalive,
+    /// The sender is about to stop.
+    Goodbye,
+}
+
+/// Finds frames in a stream that comes in pieces.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    buffer: Vec<u8>,
+    start: usize,
+}
+
+impl Decoder {
+    /// Takes more of the stream.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.buffer.drain(..self.start);
+        self.start = 0;
+        self.buffer.extend_from_slice(bytes);
+    }
+
+    /// The next frame of a session that speaks `version`; `None` until more bytes come. After an error the stream is of
+    /// no more use.
+    pub fn next_frame(&mut self, version: u8) -> Result<Option<Frame>, WireError> {
+        let bytes = self.buffer.get(self.start..).unwrap_or_default();
+        let Some((length, rest)) = bytes.split_first_chunk::<LENGTH>() else { return Ok(None) };
+        let length = u32::from_be_bytes(*length);
+        // Judged before it is waited for, so that no peer makes us hold more than one frame.
+        if !(HEADER - LENGTH..=HEADER - LENGTH + PAYLOAD_MAX).contains(&(length as usize)) {
+            return Err(WireError::Length(length));
+        }
+        let Some(body) = rest.get(..length as usize) else { return Ok(None) };
+        let frame = decode(version, body)?;
+        self.start += LENGTH + length as usize;
+        Ok(Some(frame))
+    }
+}
+
+impl Frame {
+    /// The frame's bytes in a session that speaks `version`.
+    pub fn encode(&self, version: u8) -> Vec<u8> {
+        debug_assert!(since(self.kind()).is_some_and(|since| since <= version), "{self:?}");
+        match self {
+            Self::Hello(hello) => hello.encode(),
+            Self::Snapshot(items) => Batch::snapshot(version).of(items),
+            Self::SnapshotEnd { records } => {
+                let mut out = begin(version, SNAPSHOT_END);
+                out.extend(records.to_be_bytes());
+                end(out)
+            }
+            Self::Delta(items) => Batch::delta(version).of(items),
+            Self::Keepalive | Self::Goodbye => end(begin(version, self.kind())),
+        }
+    }
+
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => HELLO,
+            Self::Snapshot(_) => SNAPSHOT,
+            Self::SnapshotEnd { .. } => SNAPSHOT_END,
+            Self::Delta(_) => DELTA,
+            Self::Keepalive => KEEPALIVE,
+            Self::Goodbye => GOODBYE,
+        }
+    }
+}
+
+fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
+    let (&[said, kind], payload) = body.split_first_chunk().ok_or(WireError::Truncated("frame"))?;
+    let expected = if kind == HELLO { HELLO_VERSION } else { spoken };
+    if said != expected {
+        return Err(WireError::Version { said, spoken: expected });
+    }
+    if since(kind).is_none_or(|since| since > said) {
+        return Err(WireError::Type(kind));
+    }
+    let mut reader = Reader { bytes: payload, what: "frame" };
+    let frame = match kind {
+        HELLO => Frame::Hello(Hello::decode(&mut reader)?),
+        SNAPSHOT => Frame::Snapshot(items(&mut reader)?),
+        SNAPSHOT_END => {
+            reader.what = "end of snapshot";
+            Frame::SnapshotEnd { records: u64::from_be_bytes(reader.take()?) }
+        }
+        DELTA => Frame::Delta(items(&mut reader)?),
+        KEEPALIVE => Frame::Keepalive,
+        GOODBYE => Frame::Goodbye,
+        other => return Err(WireError::Type(other)),
+    };
+    if reader.bytes.is_empty() { Ok(frame) } else { Err(WireError::LeftOver(reader.what)) }
+}
