@@ -10,6 +10,7 @@ use std::{
 use clap::{Parser, Subcommand};
 
 mod cluster;
+mod datapath;
 mod decap;
 mod explain;
 mod failure;
@@ -36,6 +37,7 @@ Examples:
   tandem get flows --vip 203.0.113.10:80                     who is connected
   tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
   tandem cluster keygen /etc/tandem/hash.key                 a new secret for a cluster
+  tandem datapath status                                     what is attached, with or without an agent
   tandem run --config /etc/tandem/tandem.toml                the agent",
     after_long_help = "\
 Exit codes:
@@ -44,7 +46,7 @@ Exit codes:
   2  wrong usage
   3  no datapath or agent found
   4  the configuration is invalid
-  5  degraded (status)"
+  5  degraded (status, datapath status)"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -59,6 +61,7 @@ enum Command {
     Get(get::Arguments),
     Explain(explain::Arguments),
     Cluster(cluster::Arguments),
+    Datapath(datapath::Arguments),
     Run(run::Arguments),
     Decap(decap::Arguments),
 }
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Some(Command::Get(arguments)) => get::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
         Some(Command::Cluster(arguments)) => cluster::run(&arguments),
+        Some(Command::Datapath(arguments)) => datapath::run(&arguments),
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Decap(arguments)) => decap::run(&arguments),
     };

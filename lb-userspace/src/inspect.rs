@@ -2,6 +2,7 @@
 //!
 //! Works on a host whose agent is dead, too. Nothing here writes.
 
+pub mod datapath;
 pub mod explain;
 pub mod listing;
 pub mod status;

@@ -17,6 +17,8 @@ pub mod neighbours;
 pub mod netlink;
 pub mod pins;
 pub mod probes;
+pub mod program;
+pub mod removal;
 pub mod sessions;
 pub mod state;
 pub mod sweep;

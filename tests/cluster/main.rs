@@ -30,6 +30,7 @@ mod links;
 mod loss;
 mod maps;
 mod packets;
+mod survival;
 mod vip;
 
 use std::time::Duration;

@@ -47,9 +47,20 @@ impl Place {
         facts: &T,
         text: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        match self.output {
-            Output::Table => print(&text(facts)),
-            Output::Json => {
+        self.output.print(facts, text)
+    }
+}
+
+impl Output {
+    /// Prints `facts` as JSON, or what `text` makes of them.
+    pub(super) fn print<T: Serialize + ?Sized>(
+        self,
+        facts: &T,
+        text: impl FnOnce(&T) -> String,
+    ) -> Result<(), Failure> {
+        match self {
+            Self::Table => print(&text(facts)),
+            Self::Json => {
                 let json = serde_json::to_string_pretty(facts).expect("facts have string keys and no fallible types");
                 print(&format!("{json}\n"))
             }

@@ -1,4 +1,4 @@
-//! What aya 0.14 lacks of bpf(2): reading a map in batches, and which interface a link is on.
+//! What aya 0.14 lacks of bpf(2): reading a map in batches or as bytes, and what a pinned link is about.
 
 use std::{
     ffi::CString,
@@ -13,7 +13,8 @@ use std::{
 
 use aya::maps::MapData;
 use aya_obj::generated::{
-    bpf_attr, bpf_attr__bindgen_ty_3, bpf_attr__bindgen_ty_5, bpf_attr__bindgen_ty_9, bpf_cmd, bpf_link_info,
+    bpf_attr, bpf_attr__bindgen_ty_2, bpf_attr__bindgen_ty_2__bindgen_ty_1, bpf_attr__bindgen_ty_3,
+    bpf_attr__bindgen_ty_5, bpf_attr__bindgen_ty_9, bpf_attr__bindgen_ty_16, bpf_cmd, bpf_link_info,
 };
 use zerocopy::FromBytes;
 
@@ -91,18 +92,18 @@ impl<K: FromBytes + Copy, V: FromBytes + Copy> Batches<K, V> {
     }
 }
 
-/// Index of the interface that the XDP link pinned at `pin` is on; 0 when the interface or its namespace is gone.
-pub fn link_ifindex(pin: &Path) -> io::Result<u32> {
-    let path = CString::new(pin.as_os_str().as_bytes())?;
-    // SAFETY: all fields are integers. The kernel wants everything beyond the part in use to be zero.
-    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
-    attr.__bindgen_anon_4 =
-        bpf_attr__bindgen_ty_5 { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0, path_fd: 0 };
-    // SAFETY: the kernel reads the path, a string that ends with a zero byte.
-    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
-    // SAFETY: the call has just made this descriptor for us.
-    let link = unsafe { OwnedFd::from_raw_fd(fd) };
+/// What the kernel says of a pinned XDP link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkFacts {
+    /// The program that it runs.
+    pub program_id: u32,
+    /// Index of the interface that it is on; 0 when the interface or its namespace is gone.
+    pub ifindex: u32,
+}
 
+/// What the XDP link pinned at `pin` is about.
+pub fn link_facts(pin: &Path) -> io::Result<LinkFacts> {
+    let link = open_pin(pin)?;
     // SAFETY: integers and unions of integers.
     let mut info: bpf_link_info = unsafe { std::mem::zeroed() };
     // SAFETY: as above.
@@ -115,7 +116,51 @@ pub fn link_ifindex(pin: &Path) -> io::Result<u32> {
     // SAFETY: the kernel writes at most `info_len` bytes to `info`.
     unsafe { bpf(bpf_cmd::BPF_OBJ_GET_INFO_BY_FD, &mut attr) }?;
     // SAFETY: an XDP link has this part; of another one it is some number.
-    Ok(unsafe { info.__bindgen_anon_1.xdp.ifindex })
+    Ok(LinkFacts { program_id: info.prog_id, ifindex: unsafe { info.__bindgen_anon_1.xdp.ifindex } })
+}
+
+/// Index of the interface that the XDP link pinned at `pin` is on; 0 when the interface or its namespace is gone.
+pub fn link_ifindex(pin: &Path) -> io::Result<u32> {
+    Ok(link_facts(pin)?.ifindex)
+}
+
+/// Takes the link pinned at `pin` off its interface, whoever else holds it; when this returns, it is off. The pin stays.
+pub fn detach_link(pin: &Path) -> io::Result<()> {
+    let link = open_pin(pin)?;
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.link_detach = bpf_attr__bindgen_ty_16 { link_fd: link.as_raw_fd() as u32 };
+    // SAFETY: the kernel reads a descriptor's number.
+    unsafe { bpf(bpf_cmd::BPF_LINK_DETACH, &mut attr) }.map(drop)
+}
+
+/// The bytes of the first element of an ARRAY that is not per CPU, such as a program's constants.
+pub fn first_value(map: &MapData) -> io::Result<Vec<u8>> {
+    let info = map.info().map_err(io::Error::other)?;
+    let (key, mut value) = (0_u32, vec![0; info.value_size() as usize]);
+    // SAFETY: all fields are integers.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_2 = bpf_attr__bindgen_ty_2 {
+        map_fd: map.fd().as_fd().as_raw_fd() as u32,
+        key: std::ptr::from_ref(&key) as u64,
+        __bindgen_anon_1: bpf_attr__bindgen_ty_2__bindgen_ty_1 { value: value.as_mut_ptr() as u64 },
+        flags: 0,
+    };
+    // SAFETY: the kernel reads a key of four bytes and writes as many bytes as it says that a value has.
+    unsafe { bpf(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut attr) }?;
+    Ok(value)
+}
+
+fn open_pin(pin: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(pin.as_os_str().as_bytes())?;
+    // SAFETY: all fields are integers. The kernel wants everything beyond the part in use to be zero.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.__bindgen_anon_4 =
+        bpf_attr__bindgen_ty_5 { pathname: path.as_ptr() as u64, bpf_fd: 0, file_flags: 0, path_fd: 0 };
+    // SAFETY: the kernel reads the path, a string that ends with a zero byte.
+    let fd = unsafe { bpf(bpf_cmd::BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: the call has just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// # Safety

@@ -161,11 +161,22 @@ impl Entry {
         }
     }
 
-    const fn pin(self) -> &'static str {
+    /// Where the program that the links run is pinned.
+    pub const fn pin(self) -> &'static str {
         match self {
             Self::Linear => pins::PROGRAM,
             Self::MultiBuffer => pins::PROGRAM_FRAGS,
         }
+    }
+
+    /// Where the one that is about to take its place is.
+    pub fn next_pin(self) -> String {
+        format!("{}_new", self.pin())
+    }
+
+    /// Where the one before it is.
+    pub fn previous_pin(self) -> String {
+        format!("{}_old", self.pin())
     }
 }
 
@@ -305,7 +316,7 @@ impl Datapath {
     fn pin_programs(&mut self) -> Result<(), DatapathError> {
         let entries = self.interfaces.entries();
         for entry in Entry::ALL {
-            let (path, draft) = (self.pins.join(entry.pin()), self.pins.join(pins::PROGRAM_DRAFT));
+            let (path, draft) = (self.pins.join(entry.pin()), self.pins.join(entry.next_pin()));
             if !entries.contains(&entry) {
                 if path.exists() {
                     fs::remove_file(&path)?;

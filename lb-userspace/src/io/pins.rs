@@ -2,7 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs::{self, Permissions},
+    io,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown},
     path::{Path, PathBuf},
 };
 
@@ -11,6 +13,7 @@ use lb_common::{abi::SCHEMA, maps, node::Node};
 use rustix::{
     fs::statfs,
     mount::{MountFlags, mount},
+    process::geteuid,
 };
 use tracing::{info, warn};
 
@@ -47,12 +50,14 @@ pub const PINNED: [&str; 24] = [
     maps::EVENTS,
 ];
 
-/// The pinned program, and the one for frames in several buffers.
+/// The pinned program.
 pub const PROGRAM: &str = "prog";
-/// See `PROGRAM`.
+/// The one for frames in several buffers.
 pub const PROGRAM_FRAGS: &str = "prog_frags";
-/// The program that is about to take the place of a pinned one.
-pub const PROGRAM_DRAFT: &str = "prog_new";
+/// Begins the names of all pinned programs: those that the links run, and those before and after them.
+const PROGRAM_PREFIX: &str = PROGRAM;
+/// The directory that is locked while programs are changed; holds names only.
+pub const UPGRADE: &str = "upgrade";
 /// The event ring of a CPU: this and the CPU's number.
 pub const RING_PREFIX: &str = "events_";
 
@@ -71,6 +76,17 @@ pub enum PinsError {
     /// bpffs does not take dots in names.
     #[error("{}: names in a BPF file system may not contain a dot", .0.display())]
     Dot(PathBuf),
+    /// Somebody else could put other maps in the place of ours.
+    #[error(
+        "{} belongs to user {owner}, who could replace what is pinned in it; remove it or choose another directory \
+         (--pin-dir). Nothing was changed", .path.display()
+    )]
+    Owner {
+        /// The pin directory.
+        path: PathBuf,
+        /// Its owner's user id.
+        owner: u32,
+    },
     /// A pinned map has another shape than the program's.
     #[error(
         "{} was made by another version or configuration: {difference}. Run that version or configuration, or remove \
@@ -142,7 +158,43 @@ pub fn prepare(directory: &Path) -> Result<(), PinsError> {
             );
         }
     }
-    fs::create_dir_all(directory).map_err(failed)
+    fs::create_dir_all(directory).map_err(failed)?;
+    close(directory)
+}
+
+/// Leaves the directory and the pins of links and programs to this user alone.
+///
+/// Whoever may open a link can detach it or put another program in it, without any capability.
+fn close(directory: &Path) -> Result<(), PinsError> {
+    let own = geteuid().as_raw();
+    let facts = |path: &Path| fs::metadata(path).map_err(|error| PinsError::Io { path: path.to_owned(), error });
+    let found = facts(directory)?;
+    if found.uid() != own {
+        return Err(PinsError::Owner { path: directory.to_owned(), owner: found.uid() });
+    }
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error| PinsError::Io { path, error }
+    };
+    // The root of a bpffs is for others as well.
+    let is_root = facts(directory.parent().unwrap_or(directory))?.dev() != found.dev();
+    if !is_root && found.mode() & 0o077 != 0 {
+        fs::set_permissions(directory, Permissions::from_mode(0o700)).map_err(failed(directory))?;
+    }
+    for entry in fs::read_dir(directory).map_err(failed(directory))? {
+        let path = entry.map_err(failed(directory))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.starts_with(LINK_PREFIX) && !name.starts_with(PROGRAM_PREFIX) {
+            continue;
+        }
+        let found = facts(&path)?;
+        if found.mode() & 0o077 != 0 || found.uid() != own {
+            warn!(pin = %path.display(), "others could have detached the datapath; they cannot any more");
+            chown(&path, Some(own), None).map_err(failed(&path))?;
+            fs::set_permissions(&path, Permissions::from_mode(0o600)).map_err(failed(&path))?;
+        }
+    }
+    Ok(())
 }
 
 /// Compares the pinned maps with the shapes that the program expects; pins of other names are not looked at.
@@ -172,7 +224,10 @@ pub fn exist(directory: &Path) -> bool {
 pub fn remove(directory: &Path) -> io::Result<()> {
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
-        if is_ours(&entry.file_name().to_string_lossy()) {
+        let name = entry.file_name();
+        if name == UPGRADE {
+            fs::remove_dir_all(entry.path())?;
+        } else if is_ours(&name.to_string_lossy()) {
             fs::remove_file(entry.path())?;
         }
     }
@@ -182,8 +237,11 @@ pub fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
-fn is_ours(name: &str) -> bool {
-    [PROGRAM, PROGRAM_FRAGS, PROGRAM_DRAFT].contains(&name)
+/// Whether a pin of that name is one of ours.
+pub fn is_ours(name: &str) -> bool {
+    let programs =
+        ["", "_new", "_old"].map(|stage| [PROGRAM, PROGRAM_FRAGS].map(|program| format!("{program}{stage}")));
+    programs.as_flattened().iter().any(|program| program == name)
         || PINNED.contains(&name)
         || [LINK_PREFIX, RING_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
@@ -301,6 +359,25 @@ mod tests {
         fs::remove_file(path.join("somebody")).unwrap();
         remove(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn only_root_may_open_the_directory_and_the_pins_of_links() {
+        let Some(path) = directory("modes") else { return };
+        let map = HashMap::<MapData, u32, u32>::create(1, 0).unwrap();
+        for name in ["link_eth0", "prog", "flows"] {
+            map.map().pin(path.join(name)).unwrap();
+            fs::set_permissions(path.join(name), Permissions::from_mode(0o666)).unwrap();
+        }
+        fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
+        chown(path.join("link_eth0"), Some(65_534), None).unwrap();
+        prepare(&path).unwrap();
+        let seen = |name: &str| fs::metadata(path.join(name)).map(|found| (found.mode() & 0o777, found.uid())).unwrap();
+        assert_eq!([seen(""), seen("link_eth0"), seen("prog")], [(0o700, 0), (0o600, 0), (0o600, 0)]);
+        chown(&path, Some(65_534), None).unwrap();
+        let error = prepare(&path).unwrap_err().to_string();
+        assert!(error.contains("belongs to user 65534") && error.contains("Nothing was changed"), "{error}");
+        remove(&path).unwrap();
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{self, Write as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
 
@@ -57,6 +58,20 @@ impl DirectoryLock {
             Err(errno) => Err(failed(errno.into())),
         }
     }
+}
+
+/// Who holds the lock on `directory`, if anybody does.
+///
+/// Read from the kernel's list: taking the lock to find out would keep an agent away that starts at this moment.
+pub fn lock_holder(directory: &Path) -> io::Result<Option<u32>> {
+    let found = fs::metadata(directory)?;
+    let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+    let place = format!("{major:02x}:{minor:02x}:{}", found.ino());
+    let locks = fs::read_to_string("/proc/locks")?;
+    // "1: FLOCK  ADVISORY  WRITE 4242 00:22:1234 0 EOF"
+    let mut fields = locks.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let holder = fields.find(|fields| fields.get(1) == Some(&"FLOCK") && fields.get(5) == Some(&place.as_str()));
+    Ok(holder.and_then(|fields| fields[4].parse().ok()))
 }
 
 /// The agent's state directory, locked.
@@ -147,7 +162,9 @@ mod tests {
         let path = directory("locked");
         let first = StateDirectory::open(&path).unwrap();
         assert!(matches!(StateDirectory::open(&path), Err(StateError::InUse(_))));
+        assert_eq!(lock_holder(&path).unwrap(), Some(std::process::id()));
         drop(first);
+        assert_eq!(lock_holder(&path).unwrap(), None);
         StateDirectory::open(&path).unwrap();
         fs::remove_dir_all(path).unwrap();
     }
