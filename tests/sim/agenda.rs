@@ -1,6 +1,6 @@
 //! What will happen, and when.
 
-use std::collections::BTreeMap;
+use std::{cmp::Reverse, collections::BinaryHeap};
 
 use lb_common::{address::Address, flow::FlowKey as _, liveness::Probe};
 use lb_userspace::core::Key;
@@ -56,7 +56,11 @@ pub(crate) enum Happening {
 /// The happenings to come, in order of time and then of planning.
 #[derive(Debug, Default)]
 pub(crate) struct Agenda {
-    queue: BTreeMap<(Ns, u64), Happening>,
+    /// When, planned as which, and where it is in `happenings`, which are too large to be moved about.
+    queue: BinaryHeap<Reverse<(Ns, u64, usize)>>,
+    happenings: Vec<Option<Happening>>,
+    /// Places in `happenings` that hold nothing.
+    free: Vec<usize>,
     planned: u64,
 }
 
@@ -64,17 +68,23 @@ impl Agenda {
     /// Plans `happening` for `at`.
     pub(crate) fn plan(&mut self, at: Ns, happening: Happening) {
         self.planned += 1;
-        self.queue.insert((at, self.planned), happening);
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.happenings.push(None);
+            self.happenings.len() - 1
+        });
+        self.happenings[place] = Some(happening);
+        self.queue.push(Reverse((at, self.planned, place)));
     }
 
     /// The next happening before or at `until`.
     pub(crate) fn next(&mut self, until: Ns) -> Option<(Ns, Happening)> {
-        let entry = self.queue.first_entry()?;
-        if entry.key().0 > until {
+        let Reverse((at, _, place)) = *self.queue.peek()?;
+        if at > until {
             return None;
         }
-        let ((at, _), happening) = entry.remove_entry();
-        Some((at, happening))
+        self.queue.pop();
+        self.free.push(place);
+        Some((at, self.happenings[place].take()?))
     }
 }
 

@@ -177,12 +177,12 @@ impl Datapath {
     }
 
     /// Makes the tables so, step by step as the agent's edge would.
-    pub(crate) fn install(&mut self, desired: &core::Tables) {
-        for op in core::plan(desired, &self.installed) {
+    pub(crate) fn install(&mut self, desired: core::Tables) {
+        for op in core::plan(&desired, &self.installed) {
             self.apply(&op);
         }
-        self.installed = desired.clone();
-        if self.mutation == Mutation::ForgetsDirect && desired.node.id == 1 {
+        self.installed = desired;
+        if self.mutation == Mutation::ForgetsDirect && self.installed.node.id == 1 {
             self.installed.node.flags &= !NODE_DIRECT;
         }
     }

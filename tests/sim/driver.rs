@@ -91,7 +91,7 @@ impl World {
             self.hosts.get_mut(&member).and_then(|host| host.agent.as_mut()).and_then(|agent| agent.core.poll_output())
         {
             match output {
-                Output::Install(tables) => self.on_datapath(member, |datapath| datapath.install(&tables)),
+                Output::Install(tables) => self.on_datapath(member, |datapath| datapath.install(*tables)),
                 Output::SetLiveness(liveness) => self.set_liveness(member, liveness),
                 Output::SendProbe { to, probe } => {
                     if let Some(at) = self.network.carry(self.now, member, to) {

@@ -24,6 +24,8 @@ pub(crate) struct Elements {
     capacity: usize,
     /// The agent's read-modify-writes that are half done. (It does one at a time; which one makes no difference.)
     waiting: BTreeMap<Key, FlowEntry>,
+    /// Whose entry was deleted last, since somebody asked.
+    removed: Option<Key>,
 }
 
 impl Elements {
@@ -37,6 +39,7 @@ impl Elements {
             free: (0..=capacity).rev().collect(),
             capacity,
             waiting: BTreeMap::new(),
+            removed: None,
         }
     }
 
@@ -65,9 +68,9 @@ impl Elements {
         self.elements[at].0
     }
 
-    /// All keys.
-    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> + '_ {
-        self.index.keys().copied()
+    /// Whose entry was deleted last, since this was last asked.
+    pub(crate) fn take_removed(&mut self) -> Option<Key> {
+        self.removed.take()
     }
 
     /// All entries, by key.
@@ -113,6 +116,7 @@ impl Elements {
     pub(crate) fn remove(&mut self, key: &Key) {
         if let Some(at) = self.index.remove(key) {
             self.free.push(at);
+            self.removed = Some(*key);
         }
     }
 

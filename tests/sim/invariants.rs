@@ -58,6 +58,26 @@ pub(crate) enum Invariant {
     Progress,
 }
 
+impl Invariant {
+    /// All of them.
+    #[cfg(test)]
+    pub(crate) const ALL: [Self; 13] = [
+        Self::OneHandOff,
+        Self::ProtectedFlow,
+        Self::NoEviction,
+        Self::SpoofHarmless,
+        Self::QuoteHarmless,
+        Self::DirectDelivery,
+        Self::NoEarlyExpiry,
+        Self::ReadyOwnsNew,
+        Self::NoBlackHole,
+        Self::Bounded,
+        Self::Convergence,
+        Self::AllWell,
+        Self::Progress,
+    ];
+}
+
 /// An invariant did not hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Violation {

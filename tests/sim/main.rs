@@ -1,13 +1,11 @@
 //! The simulator: clusters of real cores and the real `steer`, in a world where everything fails, on virtual time.
 //!
 //! A seed decides everything: sizes, limits, timings, traffic, attacks and faults. The same seed gives the same run.
-//!
-//! * `TANDEM_SEEDS=n` runs n seeds instead of the default;
-//! * `TANDEM_SEED=n` replays one seed and tells its story;
-//! * `TANDEM_FIRST=n` is the first seed of a longer run.
+//! `cargo xtask sim --help` tells how to run many seeds, and how to replay one with its story.
 
 mod agenda;
 mod attacker;
+mod campaign;
 mod client;
 mod configuration;
 mod datapath;
@@ -16,6 +14,8 @@ mod elements;
 mod ending;
 mod faults;
 mod invariants;
+#[cfg(test)]
+mod kept;
 mod lru;
 mod member;
 mod mutation;
@@ -33,47 +33,113 @@ mod stream;
 mod time;
 mod world;
 
-use crate::{faults::FAULTS, mutation::Mutation, statistics::Statistics, world::run};
+use std::{num::NonZero, process::ExitCode, thread};
 
-/// Seeds of a run that CI waits for: about 20 s.
-const SEEDS: u64 = 150;
-/// From so many seeds on every kind of fault must have happened.
-const SEEDS_FOR_EVERY_FAULT: u64 = 100;
+use clap::Parser;
+use tests::interrupt;
 
-/// A number from the environment.
-fn number(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
+use crate::{
+    campaign::{Campaign, Ended},
+    mutation::Mutation,
+    plan::Scale,
+    world::run,
+};
+
+/// Runs clusters of real cores and the real datapath's decisions in a simulated world where everything fails.
+///
+/// Words go to stderr, figures to stdout. What a seed does changes only with the simulator and with Tandem itself.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask sim", version, after_help = EXAMPLES)]
+struct Arguments {
+    /// How many seeds.
+    #[arg(long, value_name = "N", default_value_t = 2000, conflicts_with_all = ["seed", "mutants"])]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, value_name = "N", default_value_t = 1, conflicts_with_all = ["seed", "mutants"])]
+    first: u64,
+    /// How many at a time [default: one per CPU].
+    #[arg(long, value_name = "N", conflicts_with = "seed")]
+    jobs: Option<NonZero<usize>>,
+    /// Replay this seed and tell its story.
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// Clusters of 6 to 64 members instead of 2 to 5.
+    #[arg(long)]
+    large: bool,
+    /// Break the protocol on purpose, in each way that there is, and show which invariant notices.
+    #[arg(long, conflicts_with = "seed")]
+    mutants: bool,
 }
 
-#[test]
-fn every_invariant_holds_whatever_fails() {
-    if let Some(seed) = number("TANDEM_SEED") {
-        let outcome = run(seed, Mutation::None, true);
-        eprintln!("{}", outcome.stats);
-        assert!(outcome.violation.is_none(), "seed {seed}: {:?}", outcome.violation);
-        return;
-    }
-    let first = number("TANDEM_FIRST").unwrap_or(1);
-    let seeds = number("TANDEM_SEEDS").unwrap_or(SEEDS);
-    let mut stats = Statistics::default();
-    let mut failures = Vec::new();
-    for seed in first..first + seeds {
-        let outcome = run(seed, Mutation::None, false);
-        stats.merge(&outcome.stats);
-        if let Some(violation) = outcome.violation {
-            eprintln!("TANDEM_SEED={seed}: {violation}");
-            failures.push(seed);
-        }
-    }
-    eprintln!("{seeds} seeds\n{stats}");
-    assert!(failures.is_empty(), "replay with TANDEM_SEED=: {failures:?}");
-    for fault in FAULTS.iter().filter(|_| seeds >= SEEDS_FOR_EVERY_FAULT) {
-        assert!(stats.of(fault) > 0, "never happened: {fault}");
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask sim                         2,000 seeds
+  cargo xtask sim --seeds 1000000 --first 5000
+  cargo xtask sim --seed 534 2>story.txt  one seed, with all that happens
+  cargo xtask sim --large --seeds 20      up to 64 members
+  cargo xtask sim --mutants               every planted fault, and what found it
+
+Exit status: 0 every invariant held; 1 one did not, or a planted fault survived, or a kind of fault never happened in
+1,000 seeds or more; 2 usage; 130 interrupted.";
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let scale = if arguments.large { Scale::Large } else { Scale::Small };
+    let jobs = arguments.jobs.or_else(|| thread::available_parallelism().ok()).map_or(1, NonZero::get);
+    interrupt::catch();
+    let ended = match arguments.seed {
+        Some(seed) => replay(seed, scale),
+        None if arguments.mutants => planted::hunt(jobs),
+        None => Campaign { first: arguments.first, seeds: arguments.seeds, scale, jobs }.run(),
+    };
+    match ended {
+        Ended::Well => ExitCode::SUCCESS,
+        Ended::Badly => ExitCode::FAILURE,
+        Ended::Interrupted => ExitCode::from(130),
     }
 }
 
-#[test]
-fn a_seed_replays() {
-    let (one, other) = (run(7, Mutation::None, false), run(7, Mutation::None, false));
-    assert_eq!(one, other);
+/// One seed, with its story.
+fn replay(seed: u64, scale: Scale) -> Ended {
+    let outcome = run(seed, scale, Mutation::None, true);
+    println!("{}", outcome.stats);
+    let Some(violation) = outcome.violation else {
+        println!("seed {seed}: every invariant held");
+        return Ended::Well;
+    };
+    println!("seed {seed}: {violation}");
+    Ended::Badly
+}
+
+#[cfg(test)]
+mod tests_of_runs {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    /// Seeds that `cargo test` runs, with the checks of a debug build; CI runs more of them in a release build.
+    const SEEDS: u64 = 150;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_invariant_holds_whatever_fails() {
+        let campaign = Campaign { first: 1, seeds: SEEDS, scale: Scale::Small, jobs: 1 };
+        assert_eq!(campaign.run(), Ended::Well);
+    }
+
+    #[test]
+    fn every_invariant_holds_in_a_cluster_of_many() {
+        let campaign = Campaign { first: 1, seeds: 2, scale: Scale::Large, jobs: 1 };
+        assert_eq!(campaign.run(), Ended::Well);
+    }
+
+    #[test]
+    fn a_seed_replays() {
+        let [one, other] = [(); 2].map(|()| run(7, Scale::Small, Mutation::None, false));
+        assert_eq!(one, other);
+    }
 }

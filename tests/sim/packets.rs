@@ -1,7 +1,6 @@
 //! A packet's way through the members, watched by the oracle.
 
 use lb_common::{packet::Part, rank::bit, reason::Reason};
-use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
@@ -30,7 +29,7 @@ impl World {
         let Some(datapath) = &mut host.datapath else { return };
         let key = segment.flow;
         let before = datapath.flows.borrow().get(&key);
-        let keys_before: Vec<Key> = datapath.flows.borrow().keys().collect();
+        datapath.flows.borrow_mut().take_removed();
         let counts = |datapath: &Datapath| {
             [&datapath.refused, &datapath.interleaved, &datapath.events_lost].map(std::cell::Cell::get)
         };
@@ -43,10 +42,7 @@ impl World {
         let (way, reason) = datapath.steer(local, &segment);
         let after = datapath.flows.borrow().get(&key);
         let memory = datapath.remembered() - before_memory;
-        let lost = {
-            let flows = datapath.flows.borrow();
-            keys_before.into_iter().find(|key| flows.find(key).is_none())
-        };
+        let lost = datapath.flows.borrow_mut().take_removed();
         for (at, name) in COUNTED.into_iter().enumerate() {
             self.stats.add(name, counts(datapath)[at] - before_counts[at]);
         }

@@ -28,6 +28,32 @@ pub(crate) struct Sizes {
     pub(crate) events: usize,
 }
 
+/// How large the clusters of a campaign are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scale {
+    /// 2 to 5 members.
+    Small,
+    /// 6 to 64.
+    Large,
+}
+
+impl Scale {
+    /// What asks for it on the command line.
+    pub(crate) const fn option(self) -> &'static str {
+        match self {
+            Self::Small => "",
+            Self::Large => "--large ",
+        }
+    }
+
+    fn members(self, rng: &mut Rng) -> u8 {
+        match self {
+            Self::Small => rng.between(2, 5) as u8,
+            Self::Large => rng.pick(&[6, 8, 12, 16, 24, 64]).unwrap_or(6),
+        }
+    }
+}
+
 /// The circumstances of one seed.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -101,7 +127,7 @@ impl Plan {
     }
 
     /// What `rng` makes up.
-    pub(crate) fn new(rng: &mut Rng) -> Self {
+    pub(crate) fn new(rng: &mut Rng, scale: Scale) -> Self {
         let sizes = Sizes {
             flows: rng.pick(&[24, 60, 400, 400, 400]).unwrap_or(400),
             pending: rng.pick(&[8, 100, 400]).unwrap_or(400),
@@ -120,7 +146,7 @@ impl Plan {
         let faults_from = 3 * S + 500 * MS;
         let healed_at = faults_from + rng.between(2, 7) * S;
         let silent_at = healed_at + 3 * S;
-        let members = rng.between(2, 5) as u8;
+        let members = scale.members(rng);
         let budget = rng.pick(&[2, 50, 1000]).unwrap_or(1000);
         Self {
             members,

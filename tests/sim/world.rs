@@ -14,7 +14,7 @@ use crate::{
     mutation::Mutation,
     network::Network,
     oracle::Oracle,
-    plan::Plan,
+    plan::{Plan, Scale},
     rng::Rng,
     router::Router,
     server::Server,
@@ -27,6 +27,9 @@ use crate::{
 const INSPECTION: Ns = 200 * MS;
 /// When the first clients come: members that start together are ready by then.
 const OPENING: Ns = 2 * S + 500 * MS;
+
+/// Far more than any seed needs.
+const HAPPENINGS_MAX: u64 = 100_000_000;
 
 /// Everything.
 pub(crate) struct World {
@@ -90,10 +93,15 @@ pub(crate) struct Outcome {
 }
 
 /// Runs one seed to its end, or to the first violation.
-pub(crate) fn run(seed: u64, mutation: Mutation, tracing: bool) -> Outcome {
-    let mut world = World::new(seed, mutation, tracing);
+pub(crate) fn run(seed: u64, scale: Scale, mutation: Mutation, tracing: bool) -> Outcome {
+    let mut world = World::new(seed, scale, mutation, tracing);
     world.begin();
     while world.violation.is_none() {
+        if world.happenings > HAPPENINGS_MAX {
+            world
+                .violate(Invariant::Bounded, || format!("more than {HAPPENINGS_MAX} happenings: somebody never rests"));
+            break;
+        }
         let Some((at, happening)) = world.agenda.next(world.plan.ends_at) else { break };
         world.now = at;
         world.note(at, &happening);
@@ -111,9 +119,9 @@ pub(crate) fn run(seed: u64, mutation: Mutation, tracing: bool) -> Outcome {
 }
 
 impl World {
-    fn new(seed: u64, mutation: Mutation, tracing: bool) -> Self {
+    fn new(seed: u64, scale: Scale, mutation: Mutation, tracing: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let plan = Plan::new(&mut rng);
+        let plan = Plan::new(&mut rng, scale);
         let network = Network::new(plan.delay.0, plan.delay.1, rng.fork());
         let members = (1..=plan.members).collect();
         let backends = (1..=plan.backends).map(|n| Backend { address: server(n), drain: false }).collect();

@@ -12,6 +12,9 @@ use crate::{fuzz, launch, setup, step, tiers};
 /// Long enough to run every seed and to tell that the engine works.
 const FUZZ_SECONDS: u64 = 20;
 
+/// Seeds of small clusters: one or two minutes on two cores.
+const SIMULATED: &str = "2000";
+
 /// Runs every step, each with a heading and its time.
 pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     let start = Instant::now();
@@ -25,6 +28,9 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     if tiers::run(root, None, &[])? != ExitCode::SUCCESS {
         bail!("tests failed");
     }
+    launch::build_simulator(root)?;
+    let mut simulator = Command::new(step::release_program(launch::SIMULATOR)?);
+    check("Simulated clusters in which everything fails", simulator.args(["--seeds", SIMULATED]))?;
     if fuzz::is_possible() {
         fuzz::run(root, FUZZ_SECONDS)?;
     } else {

@@ -13,6 +13,9 @@ use xtask::{ebpf, toolchain::Toolchain};
 
 use crate::{setup, step};
 
+/// The program of `tests/sim`.
+pub(crate) const SIMULATOR: &str = "tandem-sim";
+
 /// Builds the agent and balances on `interfaces`.
 pub(crate) fn agent(root: &Path, interfaces: Vec<OsString>, config: PathBuf, args: Vec<OsString>) -> Result<ExitCode> {
     setup::toolchain(root)?;
@@ -37,6 +40,20 @@ pub(crate) fn bench(root: &Path, args: Vec<OsString>) -> Result<ExitCode> {
     let toolchain = setup::everything(root)?;
     build_lab(root)?;
     become_program(bench_program(root, &toolchain)?.args(args))
+}
+
+/// Builds the simulator, which takes no root and nothing but the toolchain, and runs it.
+pub(crate) fn simulator(root: &Path, args: Vec<OsString>) -> Result<ExitCode> {
+    setup::toolchain(root)?;
+    build_simulator(root)?;
+    become_program(Command::new(step::release_program(SIMULATOR)?).args(args))
+}
+
+/// Builds the simulator alone.
+pub(crate) fn build_simulator(root: &Path) -> Result<()> {
+    step::heading("Building the simulator");
+    step::run(step::cargo(root, "build").args(["--release", "--package", "tests", "--bin", SIMULATOR]))?;
+    Ok(())
 }
 
 /// Builds the harness, and names it to the benchmark, which is built already.

@@ -1,7 +1,7 @@
 //! `cargo xtask`: sets up, builds, runs, tests and measures Tandem.
 //!
 //! Words go to stderr, so that what the started programs print on stdout can be piped. Exit codes: 0 done, 1 something
-//! failed, 2 usage; `run`, `demo`, `bench` and `accept` end with the exit code of the program that they start.
+//! failed, 2 usage; `run`, `demo`, `bench`, `sim` and `accept` end with the exit code of the program that they start.
 mod ci;
 mod fuzz;
 mod launch;
@@ -92,6 +92,19 @@ Examples:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Simulate clusters in which everything fails, one for each seed
+    #[command(before_long_help = "\
+Examples:
+  cargo xtask sim
+  cargo xtask sim --seeds 1000000 --jobs 1
+  cargo xtask sim --seed 534       one seed, with its story
+  cargo xtask sim --mutants        every planted fault is found
+  cargo xtask sim -- --help        the simulator's own options")]
+    Sim {
+        /// Arguments for the simulator
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Look for packets and tables that break what must hold of every packet, guided by coverage
     #[command(before_long_help = "\
 Examples:
@@ -137,6 +150,7 @@ fn perform(task: Task) -> Result<ExitCode> {
         Task::Run { interface, config, args } => launch::agent(&root, interface, config, args),
         Task::Demo { args } => launch::lab_program(&root, "tandem-demo", args),
         Task::Bench { args } => launch::bench(&root, args),
+        Task::Sim { args } => launch::simulator(&root, args),
         Task::Accept { list: true, .. } => launch::list_rows(&root, ACCEPTANCE),
         Task::Accept { row, .. } => launch::lab_program(&root, ACCEPTANCE, row.into_iter().collect()),
         Task::Test { tier, filter } => {

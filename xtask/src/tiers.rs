@@ -29,7 +29,7 @@ const TIERS: [Tier; 4] = [
         agent: false,
         selections: &[
             &["--package", "lb-common", "--package", "lb-userspace", "--package", "model", "--package", "xtask"],
-            &["--package", "tests", "--lib", "--bins"],
+            &["--package", "tests", "--lib", "--bin", "tandem-demo", "--bin", "tandem-accept", "--bin", "tandem-bench"],
         ],
         options: &[],
     },
@@ -38,7 +38,7 @@ const TIERS: [Tier; 4] = [
         what: "a simulated cluster",
         root: false,
         agent: false,
-        selections: &[&["--package", "tests", "--test", "sim"]],
+        selections: &[&["--package", "tests", "--bin", "tandem-sim"]],
         options: &[],
     },
     Tier {
