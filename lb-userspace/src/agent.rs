@@ -46,7 +46,7 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// Where maps and links are pinned.
     pub pins: PathBuf,
-    /// Where the incarnation is kept.
+    /// Where the incarnation and the key are kept.
     pub state: PathBuf,
     /// How the program is attached.
     pub mode: Mode,
@@ -144,7 +144,7 @@ impl<'o> Agent<'o> {
             }
             Order::Reload => {
                 let options = self.options;
-                match Config::load(&options.config, options.node.as_deref(), &options.interfaces) {
+                match Config::load(&options.config, options.node.as_deref(), &options.interfaces, &options.state) {
                     Ok(config) => self.prepare(&config),
                     Err(error) => error!("the configuration that is running stays\n{error}"),
                 }

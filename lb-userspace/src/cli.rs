@@ -36,7 +36,7 @@ Examples:
   tandem                                                     how is this member? (= tandem status)
   tandem get flows --vip 203.0.113.10:80                     who is connected
   tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
-  tandem cluster keygen /etc/tandem/hash.key                 a new secret for a cluster
+  tandem cluster keygen                                      a new key for this member
   tandem datapath status                                     what is attached, with or without an agent
   tandem run --config /etc/tandem/tandem.toml                the agent",
     after_long_help = "\

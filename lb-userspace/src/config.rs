@@ -18,6 +18,8 @@ use lb_common::{
     hash::HashKey,
 };
 
+use crate::identity::{MemberKey, PublicKey};
+
 mod cluster;
 mod digest;
 mod draft;
@@ -42,6 +44,9 @@ pub use value::{
     Weight,
 };
 pub use vip::{Protocol, Vip};
+
+/// Where an agent keeps what must outlive it, when nobody says otherwise.
+pub const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/tandem";
 
 /// Where the configuration is when nobody says otherwise.
 pub const DEFAULT_PATH: &str = "/etc/tandem/tandem.toml";
@@ -134,6 +139,8 @@ pub struct Member {
     pub second_address: Option<IpAddr>,
     /// Where its hand-offs come from, if not from its address; of the same family.
     pub hand_off_source: Option<Prefix>,
+    /// What it proves that it is; two while a key is replaced, none only in a cluster of one.
+    pub public_keys: Vec<PublicKey>,
 }
 
 impl Member {
@@ -148,6 +155,8 @@ impl Member {
 pub struct Node {
     /// Which member this is.
     pub id: MemberId,
+    /// What proves it; none only in a cluster of one.
+    pub key: Option<MemberKey>,
     /// The interfaces that packets for VIPs come in by, at least one; probes and hand-offs are taken from the first only.
     pub interfaces: Vec<InterfaceName>,
     /// What happens to the datapath when the agent stops.
@@ -219,13 +228,14 @@ pub struct Backend {
 impl Config {
     /// Reads and validates the file at `path`; touches nothing else.
     ///
-    /// `node` and a non-empty `interfaces` (from the command line) replace `node.name` and `node.interfaces` of the file.
+    /// `node` and a non-empty `interfaces` (from the command line) replace `node.name` and `node.interfaces` of the file;
+    /// this member's key is in the directory `state` unless the file says otherwise.
     ///
     /// # Errors
     ///
     /// The file cannot be read, or everything that is wrong with it.
-    pub fn load(path: &Path, node: Option<&str>, interfaces: &[String]) -> Result<Self, ConfigError> {
-        Self::load_on(path, &Host { node, interfaces, ..Host::default() })
+    pub fn load(path: &Path, node: Option<&str>, interfaces: &[String], state: &Path) -> Result<Self, ConfigError> {
+        Self::load_on(path, &Host { node, interfaces, state, ..Host::default() })
     }
 
     /// As [`Self::load`], on a host of the caller's making.

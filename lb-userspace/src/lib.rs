@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod decap;
+pub mod identity;
 pub mod inspect;
 pub mod io;
 pub mod pinned;

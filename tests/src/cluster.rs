@@ -59,7 +59,7 @@ impl Cluster {
         let tandem = member::binary()?;
         let run = Arc::new(Run::new()?);
         let key_file = run.files().join("hash.key");
-        command::run(Command::new(&tandem).args(["cluster", "keygen"]).arg(&key_file))?;
+        command::run(Command::new(&tandem).args(["cluster", "secret"]).arg(&key_file))?;
         let mut config = Config::new(key_file);
         tune(&mut config);
         let topology = Topology::new(Arc::clone(&run))?;
@@ -118,9 +118,10 @@ impl Cluster {
     /// A balancer in the network and in the configuration; its agent does not run yet.
     pub fn add_balancer(&mut self, id: u8) -> Result<()> {
         let host = self.topology.add_balancer(id)?;
-        self.config.add_member(id, &host);
         let config = self.config_file(&host.name);
-        self.members.push(Member::new(&self.run, id, host, config)?);
+        let member = Member::new(&self.run, id, host.clone(), config)?;
+        self.config.add_member(id, &host, member.public_key()?);
+        self.members.push(member);
         Ok(())
     }
 

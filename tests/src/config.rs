@@ -53,6 +53,8 @@ pub struct Member {
     pub address: IpAddr,
     /// Where its deliveries to backends of the other family come from.
     pub second_address: Option<IpAddr>,
+    /// Its public keys; the one that its agent has is among them.
+    pub public_keys: Vec<String>,
 }
 
 /// A service.
@@ -102,10 +104,11 @@ impl Config {
     }
 
     /// Adds a member.
-    pub fn add_member(&mut self, id: u8, host: &Host) {
+    pub fn add_member(&mut self, id: u8, host: &Host, public_key: String) {
         let second_address = (self.behind != self.underlay).then(|| host.address_of(self.behind));
         let address = host.address_of(self.underlay);
-        self.members.push(Member { id, name: host.name.clone(), address, second_address });
+        let public_keys = vec![public_key];
+        self.members.push(Member { id, name: host.name.clone(), address, second_address, public_keys });
     }
 
     /// Has the lab's service answer on its IPv6 address too.
@@ -156,8 +159,9 @@ impl Config {
         if let Some(timeouts) = self.timeouts {
             writeln!(out, "timeouts = {timeouts}")?;
         }
-        for Member { id, name, address, second_address } in &self.members {
+        for Member { id, name, address, second_address, public_keys } in &self.members {
             writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
+            writeln!(out, "public_key = {public_keys:?}")?;
             if let Some(address) = second_address {
                 writeln!(out, "second_address = \"{address}\"")?;
             }
@@ -192,12 +196,17 @@ impl Config {
 mod tests {
     use std::{io::Write, net::Ipv4Addr, os::unix::fs::OpenOptionsExt};
 
-    use lb_userspace::config::Host as OnHost;
+    use lb_userspace::{
+        config::Host as OnHost,
+        identity::{KEY_FILE, MemberKey},
+    };
 
     use super::*;
 
     fn member(id: u8) -> Member {
-        Member { id, name: format!("lb{id}"), address: Ipv4Addr::new(10, 0, 1, 10 + id).into(), second_address: None }
+        let address = Ipv4Addr::new(10, 0, 1, 10 + id).into();
+        let public_keys = vec![MemberKey::from_seed(&[id; 32]).public().to_string()];
+        Member { id, name: format!("lb{id}"), address, second_address: None, public_keys }
     }
 
     fn key_file() -> PathBuf {
@@ -216,8 +225,11 @@ mod tests {
             config.services[0].backends.push(Backend { name, address, drain: false });
         }
         config.drain("web-12");
+        let state = std::env::temp_dir().join(format!("lab-config-test-{}", std::process::id()));
+        fs::create_dir(&state).unwrap();
+        MemberKey::from_seed(&[2; 32]).write(&state.join(KEY_FILE), false).unwrap();
         let read = |config: &Config, node| {
-            let host = OnHost { node: Some(node), interface_exists: &|_| true, ..OnHost::default() };
+            let host = OnHost { node: Some(node), state: &state, interface_exists: &|_| true, ..OnHost::default() };
             lb_userspace::config::Config::parse(&config.render(), Path::new("lab.toml"), &host).unwrap()
         };
         let all = read(&config, "lb2");
@@ -233,5 +245,6 @@ mod tests {
         assert!(alone.cluster.hash_key == all.cluster.hash_key, "the same key, so the same ring");
         assert_eq!(alone.services, all.services);
         fs::remove_file(&config.key_file).unwrap();
+        fs::remove_dir_all(&state).unwrap();
     }
 }

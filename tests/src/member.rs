@@ -4,14 +4,15 @@ use std::{
     fs::{self, File},
     io,
     path::{Path, PathBuf},
-    process::{Child, Stdio},
+    process::{Child, Command, Stdio},
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
+use lb_userspace::identity::{KEY_FILE, MemberKey};
 
 use crate::{
-    interrupt,
+    command, interrupt,
     run::Run,
     tables::{self, Tables},
     topology::{Host, INTERFACE},
@@ -43,7 +44,27 @@ impl Member {
         for directory in [&state, &pins] {
             fs::create_dir(directory).with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        Ok(Self { id, host, tandem: binary()?, config, pins, state, log, agent: None, stale_lease: 0 })
+        let member = Self { id, host, tandem: binary()?, config, pins, state, log, agent: None, stale_lease: 0 };
+        member.make_key(KEY_FILE)?;
+        Ok(member)
+    }
+
+    /// Makes a key in its state directory, as an operator would; answers its public half.
+    pub fn make_key(&self, file: &str) -> Result<String> {
+        let said = command::run(Command::new(&self.tandem).args(["cluster", "keygen"]).arg(self.state.join(file)))?;
+        let key = said.trim().strip_prefix("public_key = \"").and_then(|rest| rest.strip_suffix('"'));
+        key.map(str::to_owned).with_context(|| format!("`tandem cluster keygen` printed {said:?}"))
+    }
+
+    /// The public half of its key.
+    pub fn public_key(&self) -> Result<String> {
+        let key = MemberKey::read(&self.state.join(KEY_FILE));
+        key.map(|key| key.public().to_string()).map_err(|error| anyhow!("the key of {} {error}", self.name()))
+    }
+
+    /// Where its agent keeps its state.
+    pub fn state(&self) -> &Path {
+        &self.state
     }
 
     /// Its name.

@@ -13,9 +13,6 @@ use crate::{
     pinned,
 };
 
-/// Where the incarnation is kept when nobody says otherwise.
-const DEFAULT_STATE_DIRECTORY: &str = "/var/lib/tandem";
-
 /// Run the agent of this member
 #[derive(Debug, Args)]
 #[command(before_long_help = "\
@@ -41,8 +38,8 @@ pub(super) struct Arguments {
     /// Where maps and links are pinned; one directory for each member on a host
     #[arg(long, value_name = "DIR", default_value = pinned::DEFAULT_DIRECTORY)]
     pin_dir: PathBuf,
-    /// Where the number of starts is kept; one directory for each member on a host
-    #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIRECTORY)]
+    /// Where the number of starts and the member's key are kept; one directory for each member on a host
+    #[arg(long, value_name = "DIR", default_value = config::DEFAULT_STATE_DIRECTORY)]
     state_dir: PathBuf,
     /// Who runs the XDP program
     #[arg(long, value_enum, default_value_t = XdpMode::Native)]
@@ -67,7 +64,8 @@ impl From<XdpMode> for Mode {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    let config = Config::load(&arguments.config, arguments.node.as_deref(), &arguments.interface)?;
+    let (node, interfaces) = (arguments.node.as_deref(), &arguments.interface);
+    let config = Config::load(&arguments.config, node, interfaces, &arguments.state_dir)?;
     let options = agent::Options {
         config: arguments.config.clone(),
         node: arguments.node.clone(),

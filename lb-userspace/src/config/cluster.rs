@@ -2,6 +2,7 @@
 
 use std::{
     net::IpAddr,
+    ops::Range,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -14,7 +15,7 @@ use super::{
     key::Key,
     problem::{Problem, Problems},
     section::{Section, reject_duplicates},
-    value::{Handoff, Integer, MemberId, Name, Period, Prefix, Replicate},
+    value::{Handoff, Integer, MemberId, Name, Period, Prefix, PublicKeys, Replicate},
 };
 
 /// UDP and TCP port between members.
@@ -31,6 +32,7 @@ pub(super) struct MemberDraft {
     pub(super) address: Option<Spanned<IpAddr>>,
     pub(super) second_address: Option<Spanned<IpAddr>>,
     hand_off_source: Option<Spanned<Prefix>>,
+    pub(super) public_keys: Option<Spanned<PublicKeys>>,
 }
 
 /// `[cluster]` as far as it could be read; `None` goes with a problem.
@@ -109,6 +111,7 @@ impl MemberDraft {
             address: self.address?.into_inner(),
             second_address: self.second_address.map(Spanned::into_inner),
             hand_off_source: self.hand_off_source.map(Spanned::into_inner),
+            public_keys: self.public_keys.map(|keys| keys.into_inner().0).unwrap_or_default(),
         })
     }
 
@@ -130,6 +133,7 @@ fn read_key(path: &Path, file: &Spanned<PathBuf>, problems: &Problems) -> Option
 
 fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<MemberDraft> {
     let span = tables.span();
+    let mut keyless = Vec::new();
     let members: Vec<MemberDraft> = tables
         .into_inner()
         .into_iter()
@@ -140,7 +144,11 @@ fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<M
                 address: section.required("address"),
                 second_address: section.optional("second_address"),
                 hand_off_source: section.optional("hand_off_source"),
+                public_keys: section.optional("public_key"),
             };
+            if !section.has("public_key") {
+                keyless.push((section.span(), member.name.as_ref().map(|name| name.get_ref().clone())));
+            }
             section.finish();
             member
         })
@@ -159,9 +167,24 @@ fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<M
     reject_duplicates(addresses.map(|address| (*address.get_ref(), address.span())), problems, |address| {
         format!("two members have the address {address}")
     });
+    let keys = members.iter().filter_map(|member| member.public_keys.as_ref());
+    let keys = keys.flat_map(|keys| keys.get_ref().0.iter().map(|key| (key.to_string(), keys.span())));
+    reject_duplicates(keys, problems, |_| "a key is one member's, and here is one twice".to_owned());
+    if (2..=MEMBERS_MAX).contains(&members.len()) {
+        reject_keyless(keyless, problems);
+    }
     reject_mixed_families(&members, problems);
     reject_overlaps(&members, problems);
     members
+}
+
+/// Whoever is not known by a key could be anybody.
+fn reject_keyless(members: Vec<(Range<usize>, Option<Name>)>, problems: &Problems) {
+    for (span, name) in members {
+        let name = name.map_or_else(|| "a member".to_owned(), |name| name.to_string());
+        let problem = Problem::new(format!("{name} has no `public_key`, by which its peers know it")).at(span, "");
+        problems.push(problem.help("`tandem cluster keygen`, on each member, prints the line to put here"));
+    }
 }
 
 /// Every member must reach every other by one address; that of the other family is for deliveries only.

@@ -5,7 +5,7 @@ use lb_common::hash::siphash13;
 use super::{Affinity, Cluster, Config, Handoff, Prefix, Replicate, Service, Vip, address};
 
 /// Raised when the encoding below changes its meaning.
-const ENCODING: u8 = 2;
+const ENCODING: u8 = 3;
 
 /// Keyed in the end, so that members with different keys differ and nothing is said about the key.
 pub(super) fn cluster(config: &Config) -> u64 {
@@ -47,6 +47,10 @@ fn settings(digest: &mut Digest, cluster: &Cluster) {
         member.second_address.iter().for_each(|second| digest.bytes(&address(*second)));
         digest.count(usize::from(member.hand_off_source.is_some()));
         member.hand_off_source.iter().for_each(|source| prefix(digest, source));
+        let mut keys = member.public_keys.clone();
+        keys.sort_by_key(|key| *key.as_bytes());
+        digest.count(keys.len());
+        keys.iter().for_each(|key| digest.bytes(key.as_bytes()));
     }
 }
 

@@ -56,7 +56,7 @@ impl Draft {
 
     /// Adds what only the host knows. `None` goes with a problem, and a problem makes the result worthless.
     pub(super) fn resolve(self, path: &Path, host: &Host<'_>, problems: &Problems) -> Option<Config> {
-        let node = self.node.resolve(&self.cluster, host, problems);
+        let node = self.node.resolve(&self.cluster, path, host, problems);
         let cluster = self.cluster.resolve(path, problems);
         let services = self.services.into_iter().map(ServiceDraft::finish).collect::<Option<Vec<_>>>();
         Some(Config { cluster: cluster?, node: node?, services: services? })

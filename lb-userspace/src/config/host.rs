@@ -1,6 +1,6 @@
 //! What a configuration must be told about the host it is read on.
 
-use std::ffi::CString;
+use std::{ffi::CString, path::Path};
 
 /// The host, and what the command line says about it; tests make their own.
 pub struct Host<'a> {
@@ -8,6 +8,8 @@ pub struct Host<'a> {
     pub node: Option<&'a str>,
     /// `--interface`, as often as given.
     pub interfaces: &'a [String],
+    /// `--state-dir`: where this member's key is unless the file says otherwise.
+    pub state: &'a Path,
     /// Whether an interface exists.
     pub interface_exists: &'a dyn Fn(&str) -> bool,
     /// The host's name.
@@ -16,7 +18,8 @@ pub struct Host<'a> {
 
 impl Default for Host<'_> {
     fn default() -> Self {
-        Self { node: None, interfaces: &[], interface_exists: &interface_exists, host_name: &host_name }
+        let state = Path::new(super::DEFAULT_STATE_DIRECTORY);
+        Self { node: None, interfaces: &[], state, interface_exists: &interface_exists, host_name: &host_name }
     }
 }
 

@@ -109,12 +109,12 @@ impl KeyFileError {
     pub fn cure(&self, path: &Path) -> String {
         match self {
             Self::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-                format!("`tandem cluster keygen {}` on one member, and copy the file to the others", path.display())
+                format!("`tandem cluster secret {}` on one member, and copy the file to the others", path.display())
             }
             Self::Io(_) | Self::NotAFile => "`tandem run` reads it as root".into(),
             Self::TooOpen(_) => format!("`chmod 600 {}`", path.display()),
             Self::WrongSize(_) | Self::NotHex => {
-                "copy the file of another member, or make a new key for all with `tandem cluster keygen`".into()
+                "copy the file of another member, or make a new key for all with `tandem cluster secret`".into()
             }
         }
     }

@@ -1,18 +1,22 @@
 //! `[node]`: what concerns one member only, and which member this is.
 
-use std::ops::Range;
+use std::{
+    ops::Range,
+    path::{Path, PathBuf},
+};
 
 use lb_common::maps::FLOWS_MAX;
 use toml::Spanned;
 
 use super::{
-    Budgets, Node,
+    Budgets, DEFAULT_STATE_DIRECTORY, Node, beside,
     cluster::ClusterDraft,
     host::Host,
     problem::{Problem, Problems},
     section::{Section, nearest, reject_duplicates},
     value::{Integer, InterfaceName, MemberId, MultiBuffer, OnStop, OtherTraffic, TooBig},
 };
+use crate::identity::{KEY_FILE, MemberKey};
 
 /// Limits of both tables.
 const FLOWS_LEAST: u64 = 16;
@@ -27,6 +31,7 @@ fn flows_v6_max(flows_max: u32) -> u32 {
 /// `[node]` as far as it could be read; `None` in the simple settings goes with a problem.
 pub(super) struct NodeDraft {
     name: Option<Spanned<String>>,
+    key_file: Option<Spanned<PathBuf>>,
     interfaces: Vec<Spanned<InterfaceName>>,
     /// Where interfaces should have been listed, if none are and there is such a place.
     no_interfaces: Option<Option<Range<usize>>>,
@@ -45,6 +50,7 @@ impl NodeDraft {
         let Some(mut section) = section else {
             return Self {
                 name: None,
+                key_file: None,
                 interfaces: Vec::new(),
                 no_interfaces: Some(None),
                 cluster_interface: None,
@@ -64,6 +70,7 @@ impl NodeDraft {
         let of_v4 = flows_v6_max(flows_max.unwrap_or(FLOWS_MAX));
         let draft = Self {
             name,
+            key_file: section.optional("key_file"),
             no_interfaces: section.lack("interfaces").map(Some),
             interfaces: section.list("interfaces"),
             cluster_interface: section.optional("cluster_interface"),
@@ -86,12 +93,23 @@ impl NodeDraft {
     }
 
     /// Adds what the host and the command line say. `None` goes with a problem.
-    pub(super) fn resolve(self, cluster: &ClusterDraft, host: &Host<'_>, problems: &Problems) -> Option<Node> {
+    pub(super) fn resolve(
+        self,
+        cluster: &ClusterDraft,
+        path: &Path,
+        host: &Host<'_>,
+        problems: &Problems,
+    ) -> Option<Node> {
         let id = self.member(cluster, host, problems);
+        let key = id.filter(|_| cluster.members.len() > 1).map(|id| self.key(id, cluster, path, host, problems));
         let interfaces =
             self.interfaces(host, problems).and_then(|interfaces| self.cluster_first(interfaces, problems));
         Some(Node {
             id: id?,
+            key: match key {
+                None => None,
+                Some(key) => Some(key?),
+            },
             interfaces: interfaces?,
             on_stop: self.on_stop?,
             flows_max: self.flows_max?,
@@ -101,6 +119,44 @@ impl NodeDraft {
             too_big: self.too_big?,
             budgets: self.budgets?,
         })
+    }
+
+    /// The key of member `id`, which the cluster's file must have the public half of.
+    fn key(
+        &self,
+        id: MemberId,
+        cluster: &ClusterDraft,
+        path: &Path,
+        host: &Host<'_>,
+        problems: &Problems,
+    ) -> Option<MemberKey> {
+        let at = |problem: Problem| match &self.key_file {
+            Some(file) => problem.at(file.span(), ""),
+            None => problem,
+        };
+        let (file, argument) = match &self.key_file {
+            Some(file) => (beside(path, file.get_ref()), format!(" {}", beside(path, file.get_ref()).display())),
+            None if host.state == Path::new(DEFAULT_STATE_DIRECTORY) => (host.state.join(KEY_FILE), String::new()),
+            None => (host.state.join(KEY_FILE), format!(" {}", host.state.join(KEY_FILE).display())),
+        };
+        let key = MemberKey::read(&file).map_err(|error| {
+            let problem = Problem::new(format!("this member's key file {} {error}", file.display()));
+            problems.push(at(problem).help(error.cure(&file, &argument)));
+        });
+        let key = key.ok()?;
+        let own = cluster.members.iter().find(|member| member.id.as_ref().is_some_and(|own| *own.get_ref() == id));
+        // Without a valid one there is a problem already.
+        let listed = own?.public_keys.as_ref()?;
+        if !listed.get_ref().0.contains(&key.public()) {
+            let problem = Problem::new(format!("the key in {} is not this member's", file.display()));
+            let problem = problem.at(listed.span(), "this is");
+            problems.push(problem.help(format!(
+                "put its public half here (`public_key = \"{}\"`, or a list of both while one replaces the other), or put the right key there",
+                key.public()
+            )));
+            return None;
+        }
+        Some(key)
     }
 
     fn member(&self, cluster: &ClusterDraft, host: &Host<'_>, problems: &Problems) -> Option<MemberId> {

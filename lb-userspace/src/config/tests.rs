@@ -23,11 +23,13 @@ hash_key_file = "hash.key"
 id = 1
 name = "lb1"
 address = "10.0.1.11"
+public_key = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w="
 
 [[cluster.member]]
 id = 2
 name = "lb2"
 address = "10.0.1.12"
+public_key = "gTl3Dqh9F19Wo1Rmw0x+zMuNipG07jeiXfYPW4/Js5Q="
 
 [node]
 name = "lb1"
@@ -55,6 +57,9 @@ impl Directory {
         directory.write("other.key", "ffeeddccbbaa99887766554433221100\n", 0o400);
         directory.write("open.key", "00112233445566778899aabbccddeeff\n", 0o640);
         directory.write("short.key", "00112233445566778899aabbccddeef\n", 0o600);
+        for (name, seed) in [("member.key", 1), ("lb2.key", 2), ("second.key", 3), ("strangers.key", 9)] {
+            MemberKey::from_seed(&[seed; 32]).write(&directory.0.join(name), false).unwrap();
+        }
         directory.write("text.key", "a key of thirty-two characters..\n", 0o600);
         directory
     }
@@ -66,6 +71,7 @@ impl Directory {
     }
 
     fn parse_on(&self, text: &str, host: &Host<'_>) -> Result<Config, String> {
+        let host = &Host { state: &self.0, ..*host };
         Config::parse(text, &self.0.join("tandem.toml"), host).map_err(|error| {
             let rendered = error.to_string().replace(&format!("{}/", self.0.display()), "");
             rendered.lines().map(|line| format!("{}\n", line.trim_end())).collect()
@@ -86,7 +92,8 @@ impl Drop for Directory {
 /// Has one interface.
 fn host() -> Host<'static> {
     let host_name = &|| "lb2.example.net".into();
-    Host { node: None, interfaces: &[], interface_exists: &|name| name == "eth0", host_name }
+    let state = Path::new("/nonexistent");
+    Host { node: None, interfaces: &[], state, interface_exists: &|name| name == "eth0", host_name }
 }
 
 fn hash(text: &str) -> u64 {
@@ -143,7 +150,11 @@ fn the_example_is_valid_and_what_it_comments_out_is_the_default() {
     let directory = Directory::new();
     let example = include_str!("../../../etc/tandem.toml");
     let installed = |text: &str| {
-        let text = text.replace("/etc/tandem/", "");
+        let text = text.replace("/etc/tandem/", "").replace("/var/lib/tandem/", "");
+        let text = (1..=3_u8).fold(text, |text, id| {
+            let key = MemberKey::from_seed(&[id; 32]).public().to_string();
+            text.replace(&format!("run `tandem cluster keygen` on lb{id}"), &key)
+        });
         directory.parse_on(&text, &Host { node: Some("lb1"), ..host() }).unwrap()
     };
     let uncommented: String =
@@ -256,7 +267,8 @@ fn the_command_line_goes_before_the_file_and_the_file_before_the_host_name() {
     };
     let nameless = VALID.replace("[node]\nname = \"lb1\"", "[node]");
     assert_eq!(this(VALID, &host()).unwrap(), "lb1");
-    assert_eq!(this(&nameless, &host()).unwrap(), "lb2", "the first label of the host name");
+    let with_key = nameless.replace("[node]", "[node]\nkey_file = \"lb2.key\"");
+    assert_eq!(this(&with_key, &host()).unwrap(), "lb2", "the first label of the host name");
     assert_eq!(this(&nameless, &Host { node: Some("lb1"), ..host() }).unwrap(), "lb1");
     assert_eq!(
         this(VALID, &Host { node: Some("lb3"), ..host() }).unwrap_err(),
@@ -282,7 +294,7 @@ fn the_command_line_goes_before_the_file_and_the_file_before_the_host_name() {
 
 #[test]
 fn a_file_that_is_not_there_is_named() {
-    let error = Config::load(Path::new("/nonexistent/tandem.toml"), None, &[]).unwrap_err();
+    let error = Config::load(Path::new("/nonexistent/tandem.toml"), None, &[], Path::new("/nonexistent")).unwrap_err();
     assert_eq!(
         error.to_string(),
         "error: cannot read the configuration /nonexistent/tandem.toml: No such file or directory (os error 2)"
@@ -332,8 +344,8 @@ cluster.hash_key_file = "hash.key"
 cluster.port = 7_400
 cluster.probe.interval = "0s 20ms"
 cluster.member = [
-  { address = "10.0.1.12", id = 2, name = "balancer-2" },
-  { address = "10.0.1.11", id = 1, name = "lb2" },
+  { address = "10.0.1.12", id = 2, name = "balancer-2", public_key = ["gTl3Dqh9F19Wo1Rmw0x+zMuNipG07jeiXfYPW4/Js5Q="] },
+  { address = "10.0.1.11", id = 1, name = "lb2", public_key = "iojj3XQJ8ZX9UtstPLpdcspnCb8dlBIb83SIAbQPb1w=" },
 ]
 [[service]]
 backends = [
@@ -346,7 +358,7 @@ name = "www"
     assert_eq!(hash(VALID), hash(other));
     assert_eq!(
         hash(VALID),
-        12_635_790_821_554_469_410,
+        5_488_236_183_939_879_385,
         "changed: members of different builds would call their equal configurations different"
     );
 }
@@ -427,4 +439,38 @@ fn the_clusters_interface_comes_first() {
     };
     assert_eq!(interfaces(both), ["eth0", "eth1"]);
     assert_eq!(interfaces(&format!("{both}\ncluster_interface = \"eth1\"")), ["eth1", "eth0"]);
+}
+
+#[test]
+fn a_member_needs_its_key_as_soon_as_it_has_a_peer() {
+    let directory = Directory::new();
+    let nowhere = Path::new("/nonexistent");
+    let parse = |text: &str| Config::parse(text, &directory.0.join("tandem.toml"), &Host { state: nowhere, ..host() });
+    let said = parse(VALID).unwrap_err().to_string().replace(&format!("{}/", directory.0.display()), "");
+    assert_eq!(
+        said,
+        "error: this member's key file /nonexistent/member.key does not exist
+--> tandem.toml
+ = help: `tandem cluster keygen /nonexistent/member.key` on this host makes it, and prints the public key for the cluster's file"
+    );
+    let (before, rest) = VALID.split_once("[[cluster.member]]\nid = 2").unwrap();
+    let alone = format!("{before}{}", &rest[rest.find("[node]").unwrap()..]);
+    let line = format!("public_key = \"{}\"\n", MemberKey::from_seed(&[1; 32]).public());
+    let config = parse(&alone.replace(&line, "")).unwrap();
+    assert_eq!((config.node.key, config.cluster.members.len()), (None, 1));
+}
+
+#[test]
+fn one_of_two_keys_is_enough() {
+    let directory = Directory::new();
+    let of = |seed: u8| MemberKey::from_seed(&[seed; 32]).public();
+    let both = format!("[\"{}\", \"{}\"]", of(3), of(1));
+    let text = VALID.replace(&format!("\"{}\"", of(1)), &both);
+    let config = directory.parse(&text).unwrap();
+    assert_eq!(config.this_member().public_keys, [of(3), of(1)]);
+    assert_eq!(config.node.key, Some(MemberKey::from_seed(&[1; 32])));
+    let second = directory.parse(&text.replace("[node]", "[node]\nkey_file = \"second.key\"")).unwrap();
+    assert_eq!(second.node.key.map(|key| key.public()), Some(of(3)));
+    assert_eq!(config.cluster_hash(), directory.parse(&text.replace("[node]", "[node]\n")).unwrap().cluster_hash());
+    assert_ne!(config.cluster_hash(), hash(VALID));
 }

@@ -16,6 +16,10 @@ use lb_common::{
 use toml::de::DeValue;
 
 use super::section::{Value, found, nearest};
+use crate::identity::PublicKey;
+
+/// Keys of a member at a time: the one it has, and the one it is given.
+pub(super) const PUBLIC_KEYS_MAX: usize = 2;
 
 /// A member's identity: 1 to 64, for ever.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,6 +56,30 @@ impl Value for MemberId {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         let Integer::<0, { u64::MAX }>(id) = Integer::read(value)?;
         u8::try_from(id).ok().and_then(Self::new).ok_or_else(|| "out of range".into())
+    }
+}
+
+/// A member's public keys: one, or two while one replaces the other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PublicKeys(pub(super) Vec<PublicKey>);
+
+impl Value for PublicKeys {
+    fn what() -> String {
+        "a public key as `tandem cluster keygen` prints it, or a list of two while one replaces the other".into()
+    }
+
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        let one = |value: &DeValue<'_>| match value.as_str() {
+            Some(text) => text.parse::<PublicKey>().map_err(|error| error.to_string()),
+            None => Err(found(value)),
+        };
+        match value.as_array() {
+            None => Ok(Self(vec![one(value)?])),
+            Some(array) if (1..=PUBLIC_KEYS_MAX).contains(&array.len()) => {
+                array.iter().map(|value| one(value.get_ref())).collect::<Result<_, _>>().map(Self)
+            }
+            Some(array) => Err(format!("these are {}", array.len())),
+        }
     }
 }
 
