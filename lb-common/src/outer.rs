@@ -9,7 +9,7 @@ use crate::{
     checksum::{of_ipv4_header, updated},
     flow::FlowKey,
     node::{Node, Source, V4, V6},
-    packet::{CE, ECN, IPIP, IPV4, IPV6, IPV6_IN_IP, IpFields, OuterFields, Packet, SECOND_CHANCE},
+    packet::{CE, ECN, IPIP, IPV4, IPV6, IPV6_IN_IP, IpFields, OuterFields, Packet, ROUND, SECOND_CHANCE},
     reason::Reason,
     target::Target,
 };
@@ -99,13 +99,29 @@ pub enum Purpose {
     ///
     /// The mark might be lost on the way: the TTL is decremented, so that even then nothing goes round for ever.
     SecondChance,
+    /// It goes to a member that sends it back, so that it arrives later; the TTL is decremented on both ways.
+    Round,
+}
+
+impl Purpose {
+    /// What a packet with this verdict is encapsulated for.
+    #[inline(always)]
+    pub const fn of(reason: Reason) -> Self {
+        match reason {
+            Reason::HandOffKnown | Reason::HandOffUnknown | Reason::HandOffFragment => Self::HandOff,
+            Reason::HandOffSecondChance => Self::SecondChance,
+            Reason::HandOffFragmentRound => Self::Round,
+            _ => Self::Delivery,
+        }
+    }
 }
 
 /// Makes the headers of a packet on its way to `to`.
 #[inline(always)]
 pub fn encapsulate<K: FlowKey>(packet: &Packet<K>, purpose: Purpose, to: &Target) -> Result<Rewrite, Reason> {
     let mut inner = packet.ip;
-    if !matches!(purpose, Purpose::HandOff) {
+    // What came through a peer and is handed on has made a way that ends with its TTL.
+    if packet.via_peer || !matches!(purpose, Purpose::HandOff) {
         if packet.via_peer {
             inner = with_tos::<K>(inner, merged_tos(inner.tos, packet.outer)?);
         }
@@ -115,6 +131,7 @@ pub fn encapsulate<K: FlowKey>(packet: &Packet<K>, purpose: Purpose, to: &Target
         Purpose::Delivery => inner.tos,
         Purpose::HandOff => inner.tos & ECN,
         Purpose::SecondChance => inner.tos & ECN | SECOND_CHANCE,
+        Purpose::Round => inner.tos & ECN | ROUND,
     };
     let hop = &to.next_hop;
     if hop.ifindex == 0 {

@@ -101,8 +101,16 @@ pub const CE: u8 = 0x03;
 ///
 /// It gives no right: a marked packet is only ever delivered.
 pub const SECOND_CHANCE: u8 = 0x04;
+/// The traffic class of a later fragment that is sent round another member while its first one may be on its way: DSCP 2.
+pub const ROUND: u8 = 0x08;
 
 impl<K> Packet<K> {
+    /// Whether a member sent it here to have it back a moment later.
+    #[inline(always)]
+    pub const fn is_sent_round(&self) -> bool {
+        self.via_peer && self.outer.tos & !ECN == ROUND
+    }
+
     /// Whether it asks a member for a second chance: it is delivered there, whoever owns the flow.
     #[inline(always)]
     pub const fn is_marked(&self) -> bool {

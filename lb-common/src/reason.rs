@@ -112,6 +112,8 @@ reasons! {
     /// A peer that did not know the flow asked this member to deliver it (law 1).
     DeliverSecondChance = 14, Deliver, "deliver_second_chance";
 
+    /// A later fragment whose first one has not come: by way of another member, which takes as long as one hand-off more.
+    HandOffFragmentRound = 15, HandOff, "hand_off_fragment_round";
     /// To an owner of a known flow.
     HandOffKnown = 16, HandOff, "hand_off_known";
     /// To an owner of a flow that is not known here.

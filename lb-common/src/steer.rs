@@ -211,7 +211,14 @@ pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet
 pub fn steer_rest<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &mut Packet<K>) -> Verdict<'t> {
     let mut stays = packet.via_peer;
     if matches!(packet.part, Part::FirstFragment | Part::LaterFragment) {
-        if tables.service(&ServiceKey::vip(packet.key.service().address)).is_none() {
+        // The ports that decide are in the first one alone; of the others only the VIP can be told here.
+        let has_ports = !packet.via_peer && matches!(packet.part, Part::FirstFragment);
+        let service = if has_ports {
+            service_of(tables, &packet.key)
+        } else {
+            tables.service(&ServiceKey::vip(packet.key.service().address))
+        };
+        if service.is_none() {
             return Verdict::end(no_service(tables, packet), NO_SERVICE);
         }
         match fragment::meet(tables, packet) {

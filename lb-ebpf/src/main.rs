@@ -251,11 +251,7 @@ fn carry_out<K: FlowKey>(cursor: &Cursor<'_>, maps: &Maps, packet: &Packet<K>, v
             return End::here(verdict.reason);
         }
     };
-    let purpose = match verdict.reason {
-        Reason::HandOffSecondChance => Purpose::SecondChance,
-        Reason::HandOffKnown | Reason::HandOffUnknown | Reason::HandOffFragment => Purpose::HandOff,
-        _ => Purpose::Delivery,
-    };
+    let purpose = Purpose::of(verdict.reason);
     let action = if matches!(purpose, Purpose::Delivery) { Action::Deliver } else { Action::HandOff };
     let refusal = match outer::encapsulate(packet, purpose, to) {
         Ok(rewrite) => match forward::encapsulate(cursor, packet, &rewrite, maps.node, to) {

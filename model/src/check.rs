@@ -36,6 +36,8 @@ struct Seen {
     inner: Option<(usize, bool)>,
     /// Whether it asks for a second chance.
     is_marked: bool,
+    /// Whether it is on its way round.
+    is_sent_round: bool,
     /// The reason and the way that `steer` chose.
     verdict: Option<(Reason, Chosen)>,
 }
@@ -81,7 +83,7 @@ impl Seen {
     fn steered<K: Family>(&mut self, model: &Model, frame: &[u8], mut packet: Packet<K>) {
         assert_eq!(packet.via_peer, self.is_tunnelled);
         assert!(packet.at + packet.ip.length as usize <= frame.len(), "longer than its frame");
-        self.is_marked = packet.is_marked();
+        (self.is_marked, self.is_sent_round) = (packet.is_marked(), packet.is_sent_round());
         self.inner = Some((packet.at, K::IS_V6));
         let verdict = steer(model, &mut packet);
         let unpacked = Verdict::unpack(verdict.pack(), model);
@@ -94,8 +96,12 @@ impl Seen {
         assert_eq!(action, verdict.reason.action(), "the reason is not the way's");
         assert!(chosen != Chosen::End || matches!(action, Action::Drop | Action::Pass), "ends as {action:?}");
         if self.is_tunnelled {
-            let is_second_chance = verdict.reason == Reason::HandOffSecondChance;
-            assert!(chosen != Chosen::HandOff || is_second_chance, "handed on");
+            let may_go_on = match verdict.reason {
+                Reason::HandOffSecondChance => true,
+                Reason::HandOffFragment => self.is_sent_round,
+                _ => false,
+            };
+            assert!(chosen != Chosen::HandOff || may_go_on, "handed on");
             assert!(chosen != Chosen::HandOff || !self.is_marked, "a marked packet is handed on");
         }
         if let Way::HandOff(_, id) = verdict.way {
@@ -125,7 +131,7 @@ fn check(frame: &[u8], outcome: &Outcome, seen: &Seen) -> bool {
             let (reason, chosen) = seen.verdict.expect("only what was steered leaves");
             assert_eq!(reason, outcome.reason);
             assert_eq!(chosen == Chosen::Deliver, action == Action::Deliver);
-            encapsulated(frame, inner.expect("steered"), outcome)
+            encapsulated(frame, inner.expect("steered"), outcome, seen.is_tunnelled)
         }
         // What is steered is answered only where it does not fit.
         (Action::Answer, Some((at, is_v6))) => {
@@ -159,7 +165,7 @@ fn claimed(packet: &[u8], is_v6: bool) -> usize {
     if is_v6 { 40 + word(4) } else { word(2) }
 }
 
-fn encapsulated(frame: &[u8], (at, is_v6): (usize, bool), outcome: &Outcome) -> bool {
+fn encapsulated(frame: &[u8], (at, is_v6): (usize, bool), outcome: &Outcome, is_tunnelled: bool) -> bool {
     let out = &outcome.frame;
     let (outer_at, outer_v6) = network(out);
     let (overhead, protocol) = if outer_v6 { (40, out[outer_at + 6]) } else { (20, out[outer_at + 9]) };
@@ -171,7 +177,8 @@ fn encapsulated(frame: &[u8], (at, is_v6): (usize, bool), outcome: &Outcome) -> 
     assert!(outer_v6 || checksum(outer, 0) == 0, "the outer header's checksum");
     assert_eq!(inner.len(), before.len());
     let ttl = if is_v6 { 7 } else { 8 };
-    let hops = u8::from(outcome.reason.action() == Action::Deliver || outcome.reason == Reason::HandOffSecondChance);
+    let is_plain = matches!(outcome.reason, Reason::HandOffKnown | Reason::HandOffUnknown | Reason::HandOffFragment);
+    let hops = u8::from(!is_plain || is_tunnelled);
     assert_eq!(inner[ttl] + hops, before[ttl], "TTL");
     for (nth, (new, old)) in inner.iter().zip(before).enumerate() {
         let is_written = match (is_v6, nth) {

@@ -5,7 +5,7 @@ use lb_common::{
     liveness::{Heard, Probe},
     node::{BUDGET_ANSWERS, NODE_DROP_OVERSIZED, V4, V6},
     outer::{Purpose, encapsulate, overhead},
-    packet::{ECN, ETHERNET, Packet, Part, SECOND_CHANCE},
+    packet::{ECN, ETHERNET, Packet, Part, ROUND, SECOND_CHANCE},
     parse::{Frame as _, Front, Parsed, Ping, ProbeFrame, front, parse},
     reason::{Action, Counter, Reason, ServiceCounters},
     steer::{Tables as _, Verdict, Way, steer},
@@ -50,11 +50,12 @@ impl Model {
 
     fn carry_out<K: Family>(&self, frame: &[u8], mut packet: Packet<K>) -> Outcome {
         let verdict = steer(self, &mut packet);
-        let (to, purpose) = match verdict.way {
-            Way::Deliver(backend, _) => (backend, Purpose::Delivery),
-            Way::HandOff(member, _) if verdict.reason == Reason::HandOffSecondChance => (member, Purpose::SecondChance),
-            Way::HandOff(member, _) => (member, Purpose::HandOff),
-            Way::End => {
+        let (to, purpose) = match (verdict.way, verdict.reason) {
+            (Way::Deliver(backend, _), _) => (backend, Purpose::Delivery),
+            (Way::HandOff(member, _), Reason::HandOffSecondChance) => (member, Purpose::SecondChance),
+            (Way::HandOff(member, _), Reason::HandOffFragmentRound) => (member, Purpose::Round),
+            (Way::HandOff(member, _), _) => (member, Purpose::HandOff),
+            (Way::End, _) => {
                 self.count(&verdict, Action::Drop, frame);
                 return ended(frame, verdict.reason);
             }
@@ -77,6 +78,7 @@ impl Model {
             Purpose::Delivery => rewrite.inner.tos,
             Purpose::HandOff => rewrite.inner.tos & ECN,
             Purpose::SecondChance => rewrite.inner.tos & ECN | SECOND_CHANCE,
+            Purpose::Round => rewrite.inner.tos & ECN | ROUND,
         };
         let outer = Outer { node: &self.node, to, is_delivery, tos, inner: rewrite.inner };
         let frame = write::encapsulated(frame, &packet, &outer);

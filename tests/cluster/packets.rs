@@ -11,7 +11,7 @@ use lb_common::reason::Reason;
 use tests::{
     cluster::tcp_flow,
     netns::Namespace,
-    topology::VIP,
+    topology::{INTERFACE, VIP},
     traffic::{
         caller::Caller,
         datagrams::{Pace, Stream},
@@ -31,8 +31,11 @@ fn datagrams_in(namespace: &Namespace) -> u64 {
 #[test]
 fn fragments_of_datagrams_go_where_the_whole_packets_of_their_flow_go() {
     let cluster = cluster(3);
-    for port in 45_000..45_012 {
-        let socket = cluster.topology.client.within(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))).unwrap();
+    // The router and the members spread fragments by addresses: with one of the client's, all might meet where they are received.
+    for n in 0..12_u8 {
+        let (source, port) = (Ipv4Addr::new(10, 0, 0, 20 + n), 45_000 + u16::from(n));
+        cluster.topology.client.ip(&[&format!("addr add {source}/24 dev {INTERFACE}")]).unwrap();
+        let socket = cluster.topology.client.within(|| UdpSocket::bind((source, port))).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
         let before: Vec<u64> = cluster.servers.iter().map(|server| datagrams_in(&server.host.namespace)).collect();
         let mut answer = [0; 5000];

@@ -87,7 +87,7 @@ impl Counts {
         let of = |reasons: &[Reason]| {
             sum(self.seen().iter().filter(|(reason, _)| reasons.contains(reason)).map(|(_, count)| count))
         };
-        let fragments = of(&[Reason::HandOffFragment]);
+        let fragments = of(&[Reason::HandOffFragment, Reason::HandOffFragmentRound]);
         let handed_off = self.of(Action::HandOff);
         assert_eq!(services(|service| &service.handed_off), less(&handed_off, &fragments), "hand-offs by service");
         assert_eq!(services(|service| &service.answered), of(&[Reason::TooBigAnswered]), "answers by service");

@@ -2,6 +2,8 @@
 
 use lb_common::{
     flow::{FRAGMENT_TICKS, FlowKey as _, Fragment, PENDING_UDP, STATE_ESTABLISHED, tick},
+    node::{BUDGET_ANSWERS, NODE_DROP_OTHER},
+    packet::ROUND,
     rank::bit,
     reason::Reason,
     target::Target,
@@ -63,8 +65,9 @@ fn fragments_go_where_the_whole_packets_of_their_flow_go() {
         let rig = Rig::of(world_where(is_v6, true));
         let (whole, [head, tail]) = datagram(is_v6, 5000);
         let (target, tag): (&Target, _) = (&rig.world.backends[&backend(is_v6)], whole.tag());
-        // A tail first: it has no ports, and nobody knows them.
-        rig.ends(&tail.frame(), Reason::DropFragmentNoHead);
+        // A tail first: it has no ports, and nobody knows them yet.
+        let second = rig.world.members[&meeting_rank(&rig.world, &head)[1]];
+        rig.becomes(&tail.frame(), &tail.sent_round(&second), Reason::HandOffFragmentRound);
         rig.remembers_nothing();
         rig.becomes(&head.frame(), &head.delivered_as(tag, target), Reason::DeliverStateless);
         let state = rig.state();
@@ -120,11 +123,44 @@ fn every_fragment_is_handed_to_the_member_where_they_meet() {
         });
         forget(&rig);
         if next == 1 {
-            rig.ends(&tail.frame(), Reason::DropFragmentNoHead);
+            let last = rig.world.members[&order[2]];
+            rig.becomes(&tail.frame(), &tail.sent_round(&last), Reason::HandOffFragmentRound);
         } else {
             let member = rig.world.members[&next];
             rig.becomes(&tail.frame(), &tail.handed_off(&member), Reason::HandOffFragment);
         }
+    }
+}
+
+#[test]
+fn a_later_fragment_that_came_first_goes_round_once() {
+    for is_v6 in [false, true] {
+        let mut rig = Rig::of(world_where(is_v6, true));
+        let (whole, [head, tail]) = datagram(is_v6, 5000);
+        let order = meeting_rank(&rig.world, &head);
+        let (target, second) = (rig.world.backends[&backend(is_v6)], rig.world.members[&order[1]]);
+        rig.becomes(&tail.frame(), &tail.sent_round(&second), Reason::HandOffFragmentRound);
+        // The other member's part: back to where the fragments meet, which is elsewhere for it.
+        let elsewhere = Rig::of(world_where(is_v6, false));
+        let top = elsewhere.world.members[&meeting_rank(&elsewhere.world, &head)[0]];
+        let sent = tail.tunnelled(member_address(2), ROUND);
+        elsewhere.becomes(&sent, &tail.one_hop_on().handed_off(&top), Reason::HandOffFragment);
+        elsewhere.remembers_nothing();
+        // Back here the first one has come, or never will; that it has lost its mark does not matter.
+        let back = tail.tunnelled(member_address(order[1]), 0);
+        rig.ends(&back, Reason::DropFragmentNoHead);
+        rig.ends(&sent, Reason::DropFragmentNoHead);
+        rig.becomes(&head.frame(), &head.delivered_as(whole.tag(), &target), Reason::DeliverStateless);
+        rig.becomes(&back, &tail.delivered_as(whole.tag(), &target), Reason::DeliverNew);
+        // Nowhere to send it; and no more of them than answers.
+        forget(&rig);
+        rig.change(|world| world.liveness.budgets[BUDGET_ANSWERS] = 0);
+        rig.ends(&tail.frame(), Reason::DropFragmentNoHead);
+        rig.change(|world| {
+            world.liveness.budgets[BUDGET_ANSWERS] = 100;
+            (world.liveness.forwarding, world.liveness.eligible) = (1, 1);
+        });
+        rig.ends(&tail.frame(), Reason::DropFragmentNoHead);
     }
 }
 
@@ -134,11 +170,13 @@ fn the_ports_of_a_datagram_are_remembered_for_30_seconds_and_for_it_alone() {
     let (whole, [head, tail]) = datagram(false, 5000);
     let target = &rig.world.backends[&4];
     rig.becomes(&head.frame(), &head.delivered_as(whole.tag(), target), Reason::DeliverStateless);
-    rig.ends(&tail.clone().identified(0x1d1e).frame(), Reason::DropFragmentNoHead);
+    let second = rig.world.members[&meeting_rank(&rig.world, &head)[1]];
+    let another = tail.clone().identified(0x1d1e);
+    rig.becomes(&another.frame(), &another.sent_round(&second), Reason::HandOffFragmentRound);
     let key = *rig.state().fragments.keys().next().expect("the head's");
     let aged = |ticks: u32| Fragment { ports: whole.key().ports(), seen: tick(now_ns()).wrapping_sub(ticks) };
     rig.set_fragment(&key, Some(&aged(FRAGMENT_TICKS + 20)));
-    rig.ends(&tail.frame(), Reason::DropFragmentNoHead);
+    rig.becomes(&tail.frame(), &tail.sent_round(&second), Reason::HandOffFragmentRound);
     rig.set_fragment(&key, Some(&aged(FRAGMENT_TICKS - 2000)));
     rig.becomes(&tail.frame(), &tail.delivered_as(whole.tag(), target), Reason::DeliverNew);
 }
@@ -170,4 +208,16 @@ fn a_fragment_for_a_vip_without_such_a_service_is_not_delivered() {
     rig.ends(&elsewhere(head).frame(), Reason::NotOurs);
     rig.ends(&elsewhere(tail.clone()).frame(), Reason::NotOurs);
     rig.ends(&elsewhere(tail).tunnelled(member_address(2), 0), Reason::DropTunnelNoService);
+}
+
+#[test]
+fn a_first_fragment_of_a_port_without_service_follows_the_policy_of_who_receives_it() {
+    for is_here in [false, true] {
+        let mut rig = Rig::of(world_where(false, is_here));
+        let [head, _] = Datagram::udp(5000, 9).with_payload(&[7; 100]).split(8);
+        rig.ends(&head.frame(), Reason::NoService);
+        rig.ends(&head.tunnelled(member_address(2), 0), Reason::DropTunnelNoService);
+        rig.change(|world| world.node.flags |= NODE_DROP_OTHER);
+        rig.ends(&head.frame(), Reason::DropNoService);
+    }
 }

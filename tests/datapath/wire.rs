@@ -7,7 +7,7 @@ use etherparse::{
 use lb_common::{
     address::{Address, is_mapped, low_v4, mapped},
     flow::{FlowKey as _, FlowKeyV4, FlowKeyV6},
-    packet::SECOND_CHANCE,
+    packet::{ROUND, SECOND_CHANCE},
     target::{NextHop, Target},
 };
 
@@ -440,6 +440,11 @@ impl Datagram {
     /// As it must go to another member that is asked to deliver it.
     pub(crate) fn asking(&self, to: &Target) -> Vec<u8> {
         towards(to, own_address(to), self.class() & 3 | SECOND_CHANCE, self.tag(), &self.one_hop_on().packet())
+    }
+
+    /// As it must go to another member that sends it back.
+    pub(crate) fn sent_round(&self, to: &Target) -> Vec<u8> {
+        towards(to, own_address(to), self.class() & 3 | ROUND, self.tag(), &self.one_hop_on().packet())
     }
 
     /// With a TTL of one less.

@@ -118,9 +118,7 @@ impl Datapath {
         let way = match way {
             steer::Way::Deliver(target, _) => Way::Backend(target.address),
             steer::Way::HandOff(target, id) => {
-                let is_second_chance = reason == Reason::HandOffSecondChance;
-                let purpose = if is_second_chance { Purpose::SecondChance } else { Purpose::HandOff };
-                let rewrite = encapsulate(&segment.packet, purpose, target);
+                let rewrite = encapsulate(&segment.packet, Purpose::of(reason), target);
                 let tos = rewrite.map(|rewrite| rewrite.outer_v4(&self.installed.node, target)[0].to_ne_bytes()[1]);
                 tos.map_or(Way::Dropped, |tos| Way::Member(id, OuterFields { tos }))
             }

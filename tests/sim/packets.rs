@@ -86,7 +86,11 @@ impl World {
                 }
             }
             Way::Member(to, outer) => {
-                let may_be_handed_on = reason == Reason::HandOffSecondChance && !segment.packet.is_marked();
+                let may_be_handed_on = match reason {
+                    Reason::HandOffSecondChance => !segment.packet.is_marked(),
+                    Reason::HandOffFragment => segment.packet.is_sent_round(),
+                    _ => false,
+                };
                 segment.hand_offs += 1;
                 segment.handed_by |= bit(member);
                 segment.is_known |= before.is_some();

@@ -5,11 +5,13 @@
 
 use super::{
     Flows, Verdict, Way,
-    owner::{acting_owner, eligible, hand_off_target},
+    owner::{acting_owner, eligible, forwarding, hand_off_target},
 };
 use crate::{
     flow::{FRAGMENT_TICKS, FlowKey, Fragment, tick},
+    node::BUDGET_ANSWERS,
     packet::{Packet, Part},
+    rank::bit,
     reason::Reason,
     steer::NO_SERVICE,
 };
@@ -25,7 +27,7 @@ pub(super) enum Meeting<'t, K> {
 #[inline(always)]
 pub(super) fn meet<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Meeting<'t, K> {
     let node = tables.node();
-    if !packet.via_peer {
+    if !packet.via_peer || packet.is_sent_round() {
         let hash = packet.key.without_ports().hash(&node.hash_key);
         let owners = tables.rank(hash, node.configured);
         let top = acting_owner(tables, owners, eligible(tables), || hash);
@@ -44,6 +46,22 @@ pub(super) fn meet<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K
         Some(first) if now.wrapping_sub(first.seen) < FRAGMENT_TICKS => {
             Meeting::Here(packet.key.with_ports(first.ports))
         }
-        _ => Meeting::Elsewhere(Verdict::end(Reason::DropFragmentNoHead, NO_SERVICE)),
+        _ => Meeting::Elsewhere(await_first(tables, packet)),
     }
+}
+
+/// A later fragment that has come by itself may have overtaken a first one that needs a hand-off: a way round another
+/// member takes longer than that. Once only: what comes from a peer has been round, or was as long on its way.
+#[inline(always)]
+fn await_first<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet<K>) -> Verdict<'t> {
+    let node = tables.node();
+    if !packet.via_peer && tables.take_budget(BUDGET_ANSWERS) {
+        let others = forwarding(tables) & node.configured & !bit(node.id);
+        let other = tables.rank(packet.key.without_ports().hash(&node.hash_key), others).primary;
+        if let Some(peer) = hand_off_target(tables, other) {
+            let reason = Reason::HandOffFragmentRound;
+            return Verdict { way: Way::HandOff(peer, other), reason, service: NO_SERVICE };
+        }
+    }
+    Verdict::end(Reason::DropFragmentNoHead, NO_SERVICE)
 }
