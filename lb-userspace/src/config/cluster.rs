@@ -63,15 +63,22 @@ impl ClusterDraft {
             let problem = Problem::new("the cluster has no members").at(section.span(), "needs a [[cluster.member]]");
             problems.push(problem.help("a member is: id = 1, name = \"lb1\", address = \"10.0.1.11\""));
         }
+        let handoff = section.or("handoff", Handoff::Owner);
+        let timeouts = section.table("timeouts", "cluster.timeouts");
+        let timeouts_at = timeouts.as_ref().map(Section::span);
+        let timeouts = read_timeouts(timeouts);
+        if let Some((at, timeouts)) = timeouts_at.zip(timeouts) {
+            reject_hasty(handoff, timeouts, at, problems);
+        }
         let draft = Self {
             name: section.required("name").map(Spanned::into_inner),
             key_file: section.required("hash_key_file"),
             generation: section.or("generation", Integer::<0, { u64::MAX }>(0)).map(|generation| generation.0),
             port: section.or("port", Integer::<1, 65_535>(DEFAULT_PORT.into())).map(|port| port.0 as u16),
             probe: read_probe(section.table("probe", "cluster.probe")),
-            handoff: section.or("handoff", Handoff::Owner),
+            handoff,
             replicate: section.or("replicate", Replicate::Plausible),
-            timeouts: read_timeouts(section.table("timeouts", "cluster.timeouts")),
+            timeouts,
             delivery_source: section.list("delivery_source"),
             members: members.map(|members| read_members(members, problems)).unwrap_or_default(),
         };
@@ -256,6 +263,21 @@ fn read_probe(section: Option<Section<'_>>) -> Option<(Duration, u8)> {
     let misses = section.or("misses", Integer::<2, 50>(DEFAULT_PROBE_MISSES.into()));
     section.finish();
     Some((interval?.0, misses?.0 as u8))
+}
+
+/// An owner that sees no packet of a flow hears of its traffic from the sweeps of those who do, one every 5 s.
+pub(super) const DIRECT_LEAST: Duration = Duration::from_secs(10);
+
+/// Idle timeouts that would end live flows whose packets their owner does not see.
+fn reject_hasty(handoff: Option<Handoff>, timeouts: Timeouts, at: Range<usize>, problems: &Problems) {
+    let Timeouts { young, tcp, udp, sctp, .. } = timeouts;
+    if handoff != Some(Handoff::Direct) || [young, tcp, udp, sctp].iter().all(|timeout| *timeout >= DIRECT_LEAST) {
+        return;
+    }
+    let problem = Problem::new("with `handoff = \"direct\"` a flow may be idle for at least 10s");
+    problems.push(problem.at(at, "one of `young`, `tcp`, `udp`, `sctp` is shorter").help(
+        "owners hear of packets that they do not see every 5s; choose longer timeouts, or `handoff = \"owner\"`",
+    ));
 }
 
 /// A timeout stays far below half of the 52 days after which ticks wrap; FIN and RST keep 30 s (law 5).

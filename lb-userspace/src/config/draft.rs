@@ -5,8 +5,8 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use super::{
-    Config, VERSION,
-    cluster::ClusterDraft,
+    Config, Handoff, Service, VERSION,
+    cluster::{ClusterDraft, DIRECT_LEAST},
     host::Host,
     node::NodeDraft,
     problem::{Problem, Problems},
@@ -59,6 +59,20 @@ impl Draft {
         let node = self.node.resolve(&self.cluster, path, host, problems);
         let cluster = self.cluster.resolve(path, problems);
         let services = self.services.into_iter().map(ServiceDraft::finish).collect::<Option<Vec<_>>>();
-        Some(Config { cluster: cluster?, node: node?, services: services? })
+        let config = Config { cluster: cluster?, node: node?, services: services? };
+        reject_hasty(&config, problems);
+        Some(config)
+    }
+}
+
+/// Services whose flows would end at owners that do not see their packets; `[cluster]` has the same for all others.
+fn reject_hasty(config: &Config, problems: &Problems) {
+    let is_hasty = |service: &&Service| service.idle_timeout.is_some_and(|timeout| timeout < DIRECT_LEAST);
+    for service in config.services.iter().filter(is_hasty).filter(|_| config.cluster.handoff == Handoff::Direct) {
+        let name = &service.name;
+        let problem = Problem::new(format!(
+            "service \"{name}\": with `handoff = \"direct\"` its `idle_timeout` is at least 10s"
+        ));
+        problems.push(problem.help("owners hear of packets that they do not see every 5s; choose a longer one"));
     }
 }
