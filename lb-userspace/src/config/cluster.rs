@@ -63,26 +63,27 @@ impl ClusterDraft {
             let problem = Problem::new("the cluster has no members").at(section.span(), "needs a [[cluster.member]]");
             problems.push(problem.help("a member is: id = 1, name = \"lb1\", address = \"10.0.1.11\""));
         }
-        let handoff = section.or("handoff", Handoff::Owner);
-        let timeouts = section.table("timeouts", "cluster.timeouts");
-        let timeouts_at = timeouts.as_ref().map(Section::span);
-        let timeouts = read_timeouts(timeouts);
-        if let Some((at, timeouts)) = timeouts_at.zip(timeouts) {
-            reject_hasty(handoff, timeouts, at, problems);
-        }
+        let mut timeouts_at = None;
         let draft = Self {
             name: section.required("name").map(Spanned::into_inner),
             key_file: section.required("hash_key_file"),
             generation: section.or("generation", Integer::<0, { u64::MAX }>(0)).map(|generation| generation.0),
             port: section.or("port", Integer::<1, 65_535>(DEFAULT_PORT.into())).map(|port| port.0 as u16),
             probe: read_probe(section.table("probe", "cluster.probe")),
-            handoff,
+            handoff: section.or("handoff", Handoff::Owner),
             replicate: section.or("replicate", Replicate::Plausible),
-            timeouts,
+            timeouts: {
+                let timeouts = section.table("timeouts", "cluster.timeouts");
+                timeouts_at = timeouts.as_ref().map(Section::span);
+                read_timeouts(timeouts)
+            },
             delivery_source: section.list("delivery_source"),
             members: members.map(|members| read_members(members, problems)).unwrap_or_default(),
         };
         reject_second_of_a_family(&draft.delivery_source, problems);
+        if let (Some(at), Some(timeouts)) = (timeouts_at, draft.timeouts) {
+            reject_hasty(draft.handoff, timeouts, at, problems);
+        }
         section.finish();
         draft
     }

@@ -70,9 +70,8 @@ fn reject_hasty(config: &Config, problems: &Problems) {
     let is_hasty = |service: &&Service| service.idle_timeout.is_some_and(|timeout| timeout < DIRECT_LEAST);
     for service in config.services.iter().filter(is_hasty).filter(|_| config.cluster.handoff == Handoff::Direct) {
         let name = &service.name;
-        let problem = Problem::new(format!(
-            "service \"{name}\": with `handoff = \"direct\"` its `idle_timeout` is at least 10s"
-        ));
+        let problem =
+            Problem::new(format!("service \"{name}\": with `handoff = \"direct\"` its `idle_timeout` is at least 10s"));
         problems.push(problem.help("owners hear of packets that they do not see every 5s; choose a longer one"));
     }
 }
