@@ -63,7 +63,7 @@ impl ClusterDraft {
             let problem = Problem::new("the cluster has no members").at(section.span(), "needs a [[cluster.member]]");
             problems.push(problem.help("a member is: id = 1, name = \"lb1\", address = \"10.0.1.11\""));
         }
-        let mut timeouts_at = None;
+        let timeouts_at;
         let draft = Self {
             name: section.required("name").map(Spanned::into_inner),
             key_file: section.required("hash_key_file"),
