@@ -20,8 +20,10 @@ use lb_common::{
 };
 use zerocopy::FromZeros;
 
+mod acknowledging;
 pub mod admission;
 mod configuring;
+pub mod digests;
 pub mod event;
 mod expiry;
 pub mod key;
@@ -108,6 +110,8 @@ pub struct Core {
     has_swept: bool,
     /// Whether the map has ever shown an entry.
     has_observed: bool,
+    /// Buckets that were sent whole to a peer, because it had others.
+    repaired: u64,
 }
 
 /// One TCP connection with a peer; numbers are chosen by the driver and never used twice.
@@ -290,6 +294,7 @@ impl Core {
             sweep: 0,
             has_swept: false,
             has_observed: false,
+            repaired: 0,
             view,
         };
         core.apply_view(now);
@@ -354,6 +359,7 @@ impl Core {
             eligible: self.watch.eligible(self.is_eligible()),
             records: self.live(),
             tombstones: self.tombstones.count,
+            repaired: self.repaired,
             parked: self.parked.len(),
             parked_dropped: self.parked.dropped,
             peers: self.peers.iter().map(|(&id, peer)| self.peer_status(id, peer)).collect(),
@@ -386,6 +392,7 @@ impl Core {
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
             queued: link.map_or(0, |link| link.urgent.len() + link.lazy.len()),
+            outstanding: link.filter(|link| link.acknowledges()).map_or(0, |link| link.acknowledgements.outstanding()),
         }
     }
 

@@ -25,7 +25,8 @@ use super::{
     view::{Timeouts, View},
 };
 
-/// How long a tombstone is kept: longer than any message of the flow can be under way, silence of a session included.
+/// How long a tombstone is kept at least: longer than any message of the flow can be under way, silence of a session
+/// included.
 const TOMBSTONE: Duration = Duration::from_secs(120);
 /// All rows are visited once in this time, little beside the shortest timeout: 2 % of a core for a million rows.
 const PASS: Duration = Duration::from_secs(2);
@@ -154,7 +155,10 @@ impl Core {
             let Some(number) = self.tombstones.dues.pop_due(if too_many { u64::MAX } else { now }) else { break };
             // The flow may have been revived and ended again since, or the row be another's: that has a due of its own.
             let is_old = |row: &Row| too_many || age(tick(now), row.created) >= self.tombstone_ticks();
-            if self.table.row(number).is_some_and(|row| row.record.is_tombstone() && is_old(row)) {
+            let row = self.table.row(number).filter(|row| row.record.is_tombstone() && is_old(row));
+            if !too_many && row.is_some_and(|row| self.is_awaited(now, row)) {
+                self.tombstones.dues.push(now + nanos(Duration::from_secs(1)), number);
+            } else if row.is_some() {
                 self.table.remove(number);
                 self.tombstones.count -= 1;
             }

@@ -90,10 +90,14 @@ impl Core {
     fn due(&self, link: &Link) -> Option<u64> {
         if link.stage != Stage::Open || link.in_flight >= self.view.limits.window {
             None
-        } else if !link.urgent.is_empty() || link.cursor.is_some() && self.has_swept {
+        } else if !link.urgent.is_empty()
+            || link.acknowledgements.is_due()
+            || self.has_swept && (link.cursor.is_some() || link.comparison.is_owing())
+        {
             Some(0)
         } else {
-            link.lazy_due(self.stopping.is_some())
+            let digests = link.comparison.due.filter(|_| self.has_swept && self.stopping.is_none());
+            [link.lazy_due(self.stopping.is_some()), digests].into_iter().flatten().min()
         }
     }
 
@@ -102,9 +106,16 @@ impl Core {
         while let Some(link) = self.links.get(&session)
             && self.due(link).is_some_and(|due| due <= now)
         {
-            let lazy_is_due = link.lazy_due(self.stopping.is_some()).is_some_and(|due| due <= now);
-            let frame = if !link.urgent.is_empty() || lazy_is_due {
+            let compares = link.comparison.due.is_some_and(|due| due <= now);
+            let lazy_is_due = link.lazy_due(self.stopping.is_some() || compares).is_some_and(|due| due <= now);
+            let frame = if link.acknowledgements.is_due() {
+                self.acknowledge(session)
+            } else if !link.urgent.is_empty() || lazy_is_due {
                 self.delta(now, session)
+            } else if compares {
+                self.digests(now, session)
+            } else if link.comparison.is_owing() {
+                self.owed(now, session)
             } else {
                 self.snapshot(now, session)
             };
@@ -127,7 +138,11 @@ impl Core {
                 batch.push(&item(now, row));
             }
         }
-        (!batch.is_empty()).then(|| batch.finish())
+        if batch.is_empty() {
+            return None;
+        }
+        link.acknowledgements.tell(now);
+        Some(batch.finish())
     }
 
     /// The next frame of the snapshot, and after the last one its end.
@@ -145,6 +160,7 @@ impl Core {
         }
         if batch.is_empty() {
             (link.cursor, link.snapshot_at) = (None, now);
+            link.comparison.due = link.compares().then_some(now);
             return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode(link.version));
         }
         link.cursor = Some(cursor);
@@ -161,7 +177,7 @@ impl Core {
     }
 }
 
-fn item(now: u64, row: &Row) -> Item {
+pub(crate) fn item(now: u64, row: &Row) -> Item {
     let ended_s = if row.record.is_tombstone() { ended_s(now, row.created) } else { 0 };
     Item { key: row.key, record: row.record, idle_ms: idle_ms(now, row.last_seen), ended_s }
 }

@@ -4,6 +4,8 @@ use std::{collections::VecDeque, time::Duration};
 
 use super::{
     Session,
+    acknowledging::Acknowledgements,
+    digests::Comparison,
     event::CloseReason,
     wire::{Decoder, HELLO_VERSION},
 };
@@ -52,6 +54,10 @@ pub(crate) struct Link {
     pub(crate) said_ready: bool,
     /// Generation and hash of the peer's configuration; zeros before its `Hello`.
     pub(crate) configuration: (u64, u64),
+    /// What both sides have told and applied.
+    pub(crate) acknowledgements: Acknowledgements,
+    /// How both sides compare.
+    pub(crate) comparison: Comparison,
     /// Rows that the peer owns.
     pub(crate) urgent: VecDeque<u32>,
     /// Other rows.
@@ -102,6 +108,7 @@ impl Link {
     /// Begins to send all records, also those that were sent before.
     pub(crate) fn begin_snapshot(&mut self) {
         (self.cursor, self.snapshot_sent, self.snapshot_again_at) = (Some(0), 0, None);
+        self.comparison.due = None;
     }
 
     pub(crate) fn new(now: u64, peer: u8, dialled: bool) -> Self {
@@ -123,6 +130,8 @@ impl Link {
             told_ready: false,
             said_ready: false,
             configuration: (0, 0),
+            acknowledgements: Acknowledgements::default(),
+            comparison: Comparison::new(),
             urgent: VecDeque::new(),
             lazy: VecDeque::new(),
             lazy_since: 0,

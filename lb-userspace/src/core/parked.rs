@@ -43,6 +43,11 @@ impl Parked {
         }
     }
 
+    /// Each of them.
+    pub(crate) fn items(&self) -> impl Iterator<Item = &Item> {
+        self.records.values().map(|(_, _, item, _)| item)
+    }
+
     /// Its flow has ended.
     pub(crate) fn remove(&mut self, key: &Key) {
         if let Some((order, ..)) = self.records.remove(key) {

@@ -16,7 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 impl Core {
     /// Becomes ready when all that can be known is known.
     ///
-    /// The own map has been swept, and every connected ready peer has sent all its records, one of them at least. What a
+    /// The own map has been swept, every connected ready peer has sent all its records, one of them at least, and since
+    /// then each bucket was once equal at one of them and here, or came whole: what was under way meanwhile is known, too. What a
     /// peer sent before it was ready does not count: it said so itself when it had become ready, and began anew. If no
     /// ready peer lives after a second, every connected peer counts, and none needs to be: joiners merge and are ready.
     pub(crate) fn consider_readiness(&mut self, now: u64) {
@@ -36,7 +37,9 @@ impl Core {
         let open = || self.links.values().filter(|link| link.stage == Stage::Open);
         let mut awaited = open().filter(|link| ready_peer.is_none() || self.is_peer_ready(link.peer));
         let is_complete = awaited.all(|link| link.is_synchronized && (ready_peer.is_none() || link.said_ready));
-        let has_all = |link: &&Link| link.is_synchronized && link.said_ready && self.is_peer_ready(link.peer);
+        let knows_all = |link: &Link| !link.compares() || link.comparison.knows_all();
+        let has_all =
+            |link: &&Link| link.is_synchronized && link.said_ready && self.is_peer_ready(link.peer) && knows_all(link);
         let peers = open().filter(has_all).count();
         if is_complete && (ready_peer.is_none() || peers > 0) {
             (self.ready, self.ready_since) = (true, now);

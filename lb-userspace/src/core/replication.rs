@@ -9,7 +9,7 @@ use super::{
     Core, Key, Output, PutMode,
     event::Event,
     records::{Record, age, is_after, later, next_count},
-    table::Row,
+    table::{Place, Row},
     wire::{self, Item},
 };
 
@@ -65,9 +65,10 @@ impl Core {
     /// with it everybody, because the event does not say who it was.
     fn asked_for(&mut self, now: u64, key: &Key) {
         let Some(number) = self.table.find(key) else { return };
-        let Some(row) = self.table.row_mut(number).filter(|row| !row.record.is_tombstone()) else { return };
-        row.plausible = true;
-        self.tell_all(now, number);
+        if self.table.row(number).is_some_and(|row| !row.record.is_tombstone()) {
+            self.table.change(number, |row| row.plausible = true);
+            self.tell_all(now, number);
+        }
     }
 
     fn observed_again(&mut self, now: u64, number: u32, entry: &FlowEntry, record: Record, slot: u16) {
@@ -109,9 +110,7 @@ impl Core {
             return;
         }
         self.revive(number, record, slot, entry.created, entry.last_seen);
-        if let Some(row) = self.table.row_mut(number) {
-            row.plausible = false;
-        }
+        self.table.change(number, |row| row.plausible = false);
         self.put(number, PutMode::Amend);
         self.tell_if_plausible(now, number);
     }
@@ -149,9 +148,7 @@ impl Core {
             merged = alive;
         }
         let was_private = self.table.row(number).is_some_and(Row::is_private);
-        if let Some(row) = self.table.row_mut(number) {
-            (row.shared, row.plausible) = (true, true);
-        }
+        self.table.change(number, |row| (row.shared, row.plausible) = (true, true));
         self.take_over(now, number, merged, slot.unwrap_or_default(), [seen, ended]);
         // Nobody has said yet what two records made together, nor what this member alone knew of a young flow.
         let is_news = merged != item.record && (was_private || merged != known);
@@ -200,9 +197,7 @@ impl Core {
             return;
         }
         let number = self.add(item.key, item.record, slot, seen, seen);
-        if let Some(row) = self.table.row_mut(number) {
-            (row.shared, row.plausible) = (true, true);
-        }
+        self.table.change(number, |row| (row.shared, row.plausible) = (true, true));
         self.put(number, PutMode::Insert);
     }
 
@@ -261,10 +256,10 @@ impl Core {
     /// Young flows that have become old enough are replicated, and stay young: a handshake alone earns no long timeout.
     pub(crate) fn promote(&mut self, now: u64) {
         while let Some(number) = self.young.pop_due(now) {
-            let Some(row) = self.table.row_mut(number) else { continue };
+            let Some(row) = self.table.row(number) else { continue };
             // The row may have come to be another flow's, which has its own place in the queue.
             if row.is_private() && age(tick(now), row.created) >= PLAUSIBLE_TICKS {
-                row.plausible = true;
+                self.table.change(number, |row| row.plausible = true);
                 self.tell_all(now, number);
             }
         }
@@ -284,6 +279,7 @@ impl Core {
             plausible: false,
             expiring: false,
             swept: self.sweep,
+            place: Place::default(),
         };
         self.census.add(&row);
         self.table.insert(row)
@@ -291,12 +287,17 @@ impl Core {
 
     /// Changes the record of a row that stays alive, or stays dead.
     fn rewrite(&mut self, now: u64, number: u32, record: Record) {
-        let Some(row) = self.table.row_mut(number) else { return };
-        row.record = record;
-        let (key, old) = (row.key, row.slot);
+        let Some((key, old)) = self.table.change(number, |row| {
+            row.record = record;
+            (row.key, row.slot)
+        }) else {
+            return;
+        };
         // Also when the backend is the same: it may have been given another slot.
         let slot = self.slots.find(&key, &record.backend.address).filter(|&slot| slot != old && !record.is_tombstone());
-        if let Some(slot) = slot {
+        if let Some(slot) = slot
+            && let Some(row) = self.table.row_mut(number)
+        {
             row.slot = slot;
             self.slots.retain(slot);
             self.slots.release(now, old);
@@ -304,19 +305,28 @@ impl Core {
     }
 
     fn revive(&mut self, number: u32, record: Record, slot: u16, created: u32, last_seen: u32) {
-        let Some(row) = self.table.row_mut(number) else { return };
-        (row.record, row.slot, row.created, row.last_seen, row.told) = (record, slot, created, last_seen, last_seen);
-        (row.expiring, row.swept) = (false, self.sweep);
+        let sweep = self.sweep;
+        let revived = self.table.change(number, |row| {
+            (row.record, row.slot, row.created, row.last_seen, row.told) =
+                (record, slot, created, last_seen, last_seen);
+            (row.expiring, row.swept) = (false, sweep);
+        });
+        if revived.is_none() {
+            return;
+        }
         self.slots.retain(slot);
         self.tombstones.count -= 1;
     }
 
     /// Turns a live row into a tombstone of a flow whose last known packet was at tick `last_seen`.
     pub(crate) fn end(&mut self, now: u64, number: u32, mut record: Record, last_seen: u32, ended: u32) {
-        let Some(row) = self.table.row_mut(number) else { return };
         record.lifecycle.state = STATE_DELETED;
-        self.slots.release(now, row.slot);
-        (row.record, row.slot, row.created, row.last_seen, row.expiring) = (record, 0, ended, last_seen, false);
+        let slot = self.table.change(number, |row| {
+            (row.record, row.created, row.last_seen, row.expiring) = (record, ended, last_seen, false);
+            std::mem::take(&mut row.slot)
+        });
+        let Some(slot) = slot else { return };
+        self.slots.release(now, slot);
         self.bury(now, number);
     }
 

@@ -114,7 +114,22 @@ impl Core {
                 Ok(())
             }
             Frame::Delta(items) => {
+                if link.acknowledges() {
+                    link.acknowledgements.hear();
+                }
                 items.iter().for_each(|item| self.apply(now, peer, item));
+                Ok(())
+            }
+            Frame::Acknowledgement { deltas } => self.acknowledged(now, session, deltas),
+            Frame::Digests(theirs) => {
+                self.compare(session, &theirs);
+                Ok(())
+            }
+            Frame::Bucket { bucket, is_last, items } => {
+                items.iter().for_each(|item| self.apply(now, peer, item));
+                if is_last {
+                    self.received_whole(session, bucket);
+                }
                 Ok(())
             }
             Frame::Keepalive => Ok(()),
@@ -183,6 +198,7 @@ impl Core {
                 (link.said_ready, link.snapshot_heard) = (true, 0);
                 // What it sent before was less than all.
                 link.is_synchronized &= !is_joiner;
+                link.comparison.start_anew();
             }
         }
         self.compare_configuration(id);

@@ -17,6 +17,8 @@ pub struct Status {
     pub records: usize,
     /// Records of flows that have ended.
     pub tombstones: usize,
+    /// Buckets of records that were sent whole to a peer, because it held others.
+    pub repaired: u64,
     /// Records that wait for a configuration that knows their backend.
     pub parked: usize,
     /// Records that were dropped because too many were parked.
@@ -48,4 +50,6 @@ pub struct PeerStatus {
     pub same_configuration: bool,
     /// Flows that wait to be sent to it.
     pub queued: usize,
+    /// Frames of changes that it has not acknowledged.
+    pub outstanding: u64,
 }

@@ -39,13 +39,15 @@ impl Core {
         self.go_on_stopping(now);
     }
 
-    /// Repeats the goodbye, until all that was said has left this host.
+    /// Repeats the goodbye, until all that was said has left this host and was acknowledged.
     pub(crate) fn go_on_stopping(&mut self, now: u64) {
         let Some(Stopping { since, goodbyes, next: Some(next) }) = self.stopping else { return };
         if now < next {
             return;
         }
-        let is_silent = |link: &Link| link.in_flight == 0 && link.urgent.is_empty() && link.lazy.is_empty();
+        let is_heard = |link: &Link| !link.acknowledges() || link.acknowledgements.outstanding() == 0;
+        let is_silent =
+            |link: &Link| link.in_flight == 0 && link.urgent.is_empty() && link.lazy.is_empty() && is_heard(link);
         let has_said_all = goodbyes >= GOODBYES && self.links.values().all(is_silent);
         let is_over = has_said_all || now >= since + nanos(STOP_MAX);
         if goodbyes < GOODBYES {

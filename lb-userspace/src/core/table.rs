@@ -1,9 +1,16 @@
 //! The record table: all records of this member, in rows that keep their number while they live.
+//!
+//! Rows are in buckets by their key's hash, and each bucket has a digest of the records that peers should have as well. It
+//! is a sum, so that a change of one record takes one subtraction and one addition.
 
 use hashbrown::HashTable;
 use lb_common::{flow::FlowKey, hash::HashKey};
 
-use super::{key::Key, records::Record};
+use super::{
+    digests::{BUCKETS, bucket_of, digest},
+    key::Key,
+    records::Record,
+};
 
 /// Rows for which memory is reserved at the start; untouched pages cost nothing, growing later costs a pause.
 const RESERVED_MAX: usize = 1 << 21;
@@ -31,12 +38,36 @@ pub(crate) struct Row {
     pub(crate) expiring: bool,
     /// The sweep that last saw the flow in the map.
     pub(crate) swept: u8,
+    pub(crate) place: Place,
+}
+
+/// Where a row is among those of its bucket, and what it adds to the bucket's digest; the table's affair.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    digest: u64,
+    next: u32,
+    previous: u32,
+    bucket: u16,
+}
+
+/// No row.
+const NONE: u32 = u32::MAX;
+
+impl Default for Place {
+    fn default() -> Self {
+        Self { digest: 0, next: NONE, previous: NONE, bucket: 0 }
+    }
 }
 
 impl Row {
     /// Whether the flow is this member's own affair yet.
     pub(crate) fn is_private(&self) -> bool {
         self.record.is_young() && !self.plausible
+    }
+
+    /// What it adds to its bucket's digest: nothing while it is nobody else's affair, or over.
+    pub(crate) fn digest(&self, secret: &HashKey) -> u64 {
+        if self.record.is_tombstone() || self.is_private() { 0 } else { digest(secret, &self.key, &self.record) }
     }
 }
 
@@ -45,6 +76,8 @@ pub(crate) struct Table {
     rows: Vec<Option<Row>>,
     free: Vec<u32>,
     index: HashTable<u32>,
+    /// Digest and first row of each bucket.
+    buckets: Vec<(u64, u32)>,
     /// Clients choose keys: without a secret they could choose ones that collide.
     secret: HashKey,
 }
@@ -52,7 +85,13 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(secret: HashKey, rows: usize) -> Self {
         let reserved = rows.min(RESERVED_MAX);
-        Self { rows: Vec::with_capacity(reserved), free: Vec::new(), index: HashTable::with_capacity(reserved), secret }
+        Self {
+            rows: Vec::with_capacity(reserved),
+            free: Vec::new(),
+            index: HashTable::with_capacity(reserved),
+            buckets: vec![(0, NONE); BUCKETS],
+            secret,
+        }
     }
 
     /// Rows in use.
@@ -74,13 +113,49 @@ impl Table {
         self.rows.get(row as usize)?.as_ref()
     }
 
+    /// For what is not part of the digest; `record` and `plausible` are changed through `change`.
     pub(crate) fn row_mut(&mut self, row: u32) -> Option<&mut Row> {
         self.rows.get_mut(row as usize)?.as_mut()
     }
 
+    /// Changes a row, and its bucket's digest with it.
+    pub(crate) fn change<R>(&mut self, row: u32, change: impl FnOnce(&mut Row) -> R) -> Option<R> {
+        let row = self.rows.get_mut(row as usize)?.as_mut()?;
+        let before = (row.record, row.plausible);
+        let result = change(row);
+        if before != (row.record, row.plausible) {
+            let (old, new) = (row.place.digest, row.digest(&self.secret));
+            row.place.digest = new;
+            if let Some((sum, _)) = self.buckets.get_mut(usize::from(row.place.bucket)) {
+                *sum = sum.wrapping_sub(old).wrapping_add(new);
+            }
+        }
+        Some(result)
+    }
+
+    /// The digests of all buckets.
+    pub(crate) fn digests(&self) -> Vec<u64> {
+        self.buckets.iter().map(|(sum, _)| *sum).collect()
+    }
+
+    /// The rows of a bucket.
+    pub(crate) fn bucket(&self, bucket: u16) -> impl Iterator<Item = u32> {
+        let some = |number: u32| (number != NONE).then_some(number);
+        let first = self.buckets.get(usize::from(bucket)).and_then(|(_, first)| some(*first));
+        std::iter::successors(first, move |number| some(self.row(*number)?.place.next))
+    }
+
+    /// The secret that keys are hashed with.
+    pub(crate) const fn secret(&self) -> &HashKey {
+        &self.secret
+    }
+
     /// Adds a row; the caller knows that its key has none.
-    pub(crate) fn insert(&mut self, row: Row) -> u32 {
+    pub(crate) fn insert(&mut self, mut row: Row) -> u32 {
         let hash = row.key.hash(&self.secret);
+        let bucket = bucket_of(hash);
+        row.place = Place { digest: row.digest(&self.secret), bucket, ..Place::default() };
+        let digest = row.place.digest;
         let number = match self.free.pop() {
             Some(number) => {
                 if let Some(place) = self.rows.get_mut(number as usize) {
@@ -93,6 +168,11 @@ impl Table {
                 self.rows.len() as u32 - 1
             }
         };
+        if let Some((sum, first)) = self.buckets.get_mut(usize::from(bucket)) {
+            *sum = sum.wrapping_add(digest);
+            let second = std::mem::replace(first, number);
+            self.join(number, second);
+        }
         let (rows, secret) = (&self.rows, &self.secret);
         self.index.insert_unique(hash, number, |&other| {
             rows.get(other as usize).and_then(Option::as_ref).map_or(0, |row| row.key.hash(secret))
@@ -106,7 +186,25 @@ impl Table {
             entry.remove();
         }
         self.free.push(number);
+        let Place { digest, next, previous, bucket } = row.place;
+        if let Some((sum, first)) = self.buckets.get_mut(usize::from(bucket)) {
+            *sum = sum.wrapping_sub(digest);
+            if *first == number {
+                *first = next;
+            }
+        }
+        self.join(previous, next);
         Some(row)
+    }
+
+    /// Makes two rows, or one and none, neighbours in their bucket.
+    fn join(&mut self, one: u32, other: u32) {
+        if let Some(row) = self.row_mut(one) {
+            row.place.next = other;
+        }
+        if let Some(row) = self.row_mut(other) {
+            row.place.previous = one;
+        }
     }
 }
 

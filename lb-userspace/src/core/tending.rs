@@ -14,8 +14,8 @@ use super::{
 const KEEPALIVE: Duration = Duration::from_millis(500);
 /// Six keepalives: a session that is silent for longer is over.
 const SILENCE: Duration = Duration::from_secs(3);
-/// After a session has ended, the others are sent all records again: what its peer has said to one member only is lost to
-/// the rest. Not at once, because there may be a failover to be done.
+/// After a session has ended, those who have no digests are sent all records again: what its peer has said to one member
+/// only is lost to the rest. Not at once, because there may be a failover to be done.
 const RETELL: Duration = Duration::from_secs(1);
 /// The least time between two snapshots in a session: a peer that comes and goes must not keep the others busy.
 const RETELL_PAUSE: Duration = Duration::from_secs(10);
@@ -109,7 +109,9 @@ impl Core {
         let Some(link) = self.links.remove(&session) else { return };
         self.forget_queue(&link);
         if link.stage == Stage::Open {
-            for other in self.links.values_mut().filter(|other| other.stage == Stage::Open && other.peer != link.peer) {
+            self.compare_soon(now, link.peer);
+            let is_other = |other: &&mut Link| other.stage == Stage::Open && other.peer != link.peer;
+            for other in self.links.values_mut().filter(is_other).filter(|other| !other.compares()) {
                 let due = (now + nanos(RETELL)).max(other.snapshot_at + nanos(RETELL_PAUSE));
                 other.snapshot_again_at.get_or_insert(due);
             }

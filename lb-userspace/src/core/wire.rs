@@ -6,6 +6,7 @@
 //! A session speaks the lower of the versions that both sides speak: a member that is not upgraded yet sees nothing that
 //! it would not have seen before. What a version has said once is never said otherwise; `tests/golden` keeps it.
 
+mod digests;
 mod frame;
 mod hello;
 mod record;
@@ -36,12 +37,16 @@ const SNAPSHOT_END: u8 = 3;
 const DELTA: u8 = 4;
 const KEEPALIVE: u8 = 5;
 const GOODBYE: u8 = 6;
+const DIGESTS: u8 = 24;
+const ACKNOWLEDGEMENT: u8 = 25;
+const BUCKET: u8 = 26;
 // Reserved: 16..=23 authentication, 24..=31 digests, 32..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
 
 /// The version that a type of frame came with; `None` where there is no such type.
 const fn since(kind: u8) -> Option<u8> {
     match kind {
         HELLO | SNAPSHOT | SNAPSHOT_END | DELTA | KEEPALIVE | GOODBYE => Some(1),
+        DIGESTS | ACKNOWLEDGEMENT | BUCKET => Some(2),
         _ => None,
     }
 }

@@ -111,6 +111,7 @@ proptest! {
             net.sweep_all();
         }
         net.run(S);
+        net.check_digests();
         for client in 0..6 {
             let key = key(client);
             let alive = |id: u8| net.core(id).record(&key).filter(|record| !record.is_tombstone());

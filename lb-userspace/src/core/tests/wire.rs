@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::core::{
+    digests::BUCKETS,
     records::{BackendRegister, Lifecycle, OwnersRegister, Record},
     wire::{Decoder, Frame, Hello, Item, PAYLOAD_MAX, RECORD_V4, RECORD_V6, VERSION, WireError},
 };
@@ -67,7 +68,7 @@ fn decode(bytes: &[u8]) -> Result<Option<Frame>, WireError> {
 
 /// The frames that the golden files hold, by their names there.
 fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
-    vec![
+    let common = [
         ("hello", Frame::Hello(Hello { speaks: version, ..hello() })),
         ("snapshot", Frame::Snapshot(vec![item()])),
         ("snapshot-end", Frame::SnapshotEnd { records: 258 }),
@@ -75,7 +76,16 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
         ("tombstone", Frame::Delta(vec![tombstone()])),
         ("keepalive", Frame::Keepalive),
         ("goodbye", Frame::Goodbye),
-    ]
+    ];
+    let of_its_own = match version {
+        1 => vec![],
+        _ => vec![
+            ("digests", Frame::Digests(vec![0x0102_0304_0506_0708; BUCKETS])),
+            ("acknowledgement", Frame::Acknowledgement { deltas: 258 }),
+            ("bucket", Frame::Bucket { bucket: 0x0abc, is_last: true, items: vec![item()] }),
+        ],
+    };
+    common.into_iter().chain(of_its_own).collect()
 }
 
 /// The lines of a golden file: the name of a frame, and its bytes.
@@ -85,9 +95,14 @@ pub(super) fn golden(version: u8) -> BTreeMap<&'static str, Vec<u8>> {
         _ => include_str!("golden/version-2.hex"),
     };
     let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+    // Bytes, and how often they come: not written is once.
+    let bytes = |word: &str| -> Vec<u8> {
+        let (bytes, times) = word.split_once('*').map_or((word, 1), |(bytes, times)| (bytes, times.parse().unwrap()));
+        bytes.as_bytes().chunks(2).map(byte).collect::<Vec<u8>>().repeat(times)
+    };
     let line = |line: &'static str| {
-        let (name, bytes) = line.split_once(' ').unwrap();
-        (name, bytes.replace(' ', "").as_bytes().chunks(2).map(byte).collect())
+        let (name, words) = line.split_once(' ').unwrap();
+        (name, words.split(' ').flat_map(bytes).collect())
     };
     file.lines().filter(|line| !line.starts_with('#')).map(line).collect()
 }
@@ -133,6 +148,9 @@ fn frames() -> Vec<Frame> {
         Frame::Delta(vec![item(), item_v6(), item()]),
         Frame::Keepalive,
         Frame::Goodbye,
+        Frame::Digests((0..BUCKETS as u64).collect()),
+        Frame::Acknowledgement { deltas: u64::MAX },
+        Frame::Bucket { bucket: 7, is_last: false, items: vec![item_v6(); 3] },
     ]
 }
 
@@ -159,7 +177,7 @@ proptest! {
     }
 
     #[test]
-    fn no_flipped_byte_makes_the_decoder_panic(at: prop::sample::Index, with: u8, which in 0..6_usize) {
+    fn no_flipped_byte_makes_the_decoder_panic(at: prop::sample::Index, with: u8, which in 0..9_usize) {
         let mut bytes = frames()[which].encode(VERSION);
         let at = at.index(bytes.len());
         bytes[at] ^= with;
@@ -264,6 +282,16 @@ fn impossible_hellos_are_refused() {
     let last = bytes.len() - 1;
     bytes[last] = 0xff;
     assert_eq!(decode(&bytes), Err(WireError::Impossible("cluster name")));
+}
+
+#[test]
+fn impossible_buckets_are_refused() {
+    let bytes = Frame::Bucket { bucket: 4095, is_last: false, items: vec![item()] }.encode(VERSION);
+    for (at, with) in [(6, 0x10), (8, 2)] {
+        let mut bytes = bytes.clone();
+        bytes[at] = with;
+        assert_eq!(decode(&bytes), Err(WireError::Impossible("bucket")));
+    }
 }
 
 #[test]

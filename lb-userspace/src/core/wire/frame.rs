@@ -1,11 +1,12 @@
 //! Frames: what they are, and where they begin and end in a stream.
 
 use super::{
-    DELTA, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH, PAYLOAD_MAX, Reader, SNAPSHOT,
-    SNAPSHOT_END, WireError, begin, end,
+    ACKNOWLEDGEMENT, BUCKET, DELTA, DIGESTS, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH,
+    PAYLOAD_MAX, Reader, SNAPSHOT, SNAPSHOT_END, WireError, begin, digests, end,
     record::{Batch, Item, items},
     since,
 };
+use crate::core::digests::BUCKETS;
 
 /// One thing said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,22 @@ pub enum Frame {
     Keepalive,
     /// The sender is about to stop.
     Goodbye,
+    /// The sender's digests, by bucket; since version 2, as what follows.
+    Digests(Vec<u64>),
+    /// What was applied here of the receiver's deltas.
+    Acknowledgement {
+        /// How many, since the session began.
+        deltas: u64,
+    },
+    /// Records of a bucket that is sent whole.
+    Bucket {
+        /// Its number.
+        bucket: u16,
+        /// Whether these are the last ones.
+        is_last: bool,
+        /// Some of them.
+        items: Vec<Item>,
+    },
 }
 
 /// Finds frames in a stream that comes in pieces.
@@ -65,13 +82,23 @@ impl Frame {
         debug_assert!(since(self.kind()).is_some_and(|since| since <= version), "{self:?}");
         match self {
             Self::Hello(hello) => hello.encode(),
-            Self::Snapshot(items) => Batch::snapshot(version).of(items),
+            Self::Snapshot(items) => Batch::snapshot(version).with(items).finish(),
             Self::SnapshotEnd { records } => {
                 let mut out = begin(version, SNAPSHOT_END);
                 out.extend(records.to_be_bytes());
                 end(out)
             }
-            Self::Delta(items) => Batch::delta(version).of(items),
+            Self::Delta(items) => Batch::delta(version).with(items).finish(),
+            Self::Acknowledgement { deltas } => {
+                let mut out = begin(version, ACKNOWLEDGEMENT);
+                out.extend(deltas.to_be_bytes());
+                end(out)
+            }
+            Self::Digests(sums) => digests::encode(version, sums),
+            Self::Bucket { bucket, is_last, items } => {
+                let batch = Batch::bucket(version, *bucket).with(items);
+                if *is_last { batch.finish_bucket() } else { batch.finish() }
+            }
             Self::Keepalive | Self::Goodbye => end(begin(version, self.kind())),
         }
     }
@@ -84,6 +111,9 @@ impl Frame {
             Self::Delta(_) => DELTA,
             Self::Keepalive => KEEPALIVE,
             Self::Goodbye => GOODBYE,
+            Self::Digests(_) => DIGESTS,
+            Self::Acknowledgement { .. } => ACKNOWLEDGEMENT,
+            Self::Bucket { .. } => BUCKET,
         }
     }
 }
@@ -108,6 +138,20 @@ fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
         DELTA => Frame::Delta(items(&mut reader)?),
         KEEPALIVE => Frame::Keepalive,
         GOODBYE => Frame::Goodbye,
+        DIGESTS => Frame::Digests(digests::decode(&mut reader)?),
+        ACKNOWLEDGEMENT => {
+            reader.what = "acknowledgement";
+            Frame::Acknowledgement { deltas: u64::from_be_bytes(reader.take()?) }
+        }
+        BUCKET => {
+            reader.what = "bucket";
+            let bucket = u16::from_be_bytes(reader.take()?);
+            let [last] = reader.take()?;
+            if usize::from(bucket) >= BUCKETS || last > 1 {
+                return Err(WireError::Impossible("bucket"));
+            }
+            Frame::Bucket { bucket, is_last: last == 1, items: items(&mut reader)? }
+        }
         other => return Err(WireError::Type(other)),
     };
     if reader.bytes.is_empty() { Ok(frame) } else { Err(WireError::LeftOver(reader.what)) }

@@ -6,7 +6,7 @@ use lb_common::{
     rank::MEMBERS_MAX,
 };
 
-use super::{DELTA, HEADER, PAYLOAD_MAX, Reader, SNAPSHOT, WireError, begin, end, is_member};
+use super::{BUCKET, DELTA, HEADER, PAYLOAD_MAX, Reader, SNAPSHOT, WireError, begin, end, is_member};
 use crate::core::{
     key::Key,
     records::{BackendRegister, COUNT_MAX, Lifecycle, OwnersRegister, Record},
@@ -35,23 +35,32 @@ pub struct Item {
 /// A frame of records in the making.
 pub struct Batch {
     out: Vec<u8>,
+    /// Where records begin.
+    start: usize,
 }
 
 impl Batch {
     /// An empty `Snapshot` in a session of `version`.
     pub fn snapshot(version: u8) -> Self {
-        Self { out: begin(version, SNAPSHOT) }
+        Self { out: begin(version, SNAPSHOT), start: HEADER }
     }
 
     /// An empty `Delta` in a session of `version`.
     pub fn delta(version: u8) -> Self {
-        Self { out: begin(version, DELTA) }
+        Self { out: begin(version, DELTA), start: HEADER }
     }
 
-    /// The frame of `items`.
-    pub(super) fn of(mut self, items: &[Item]) -> Vec<u8> {
+    /// An empty `Bucket` in a session of `version`.
+    pub fn bucket(version: u8, bucket: u16) -> Self {
+        let mut out = begin(version, BUCKET);
+        out.extend(bucket.to_be_bytes());
+        out.push(0);
+        Self { start: out.len(), out }
+    }
+
+    pub(super) fn with(mut self, items: &[Item]) -> Self {
         items.iter().for_each(|item| self.push(item));
-        self.finish()
+        self
     }
 
     /// Whether another record of either family may not fit.
@@ -61,7 +70,7 @@ impl Batch {
 
     /// Whether it holds no record.
     pub fn is_empty(&self) -> bool {
-        self.out.len() == HEADER
+        self.out.len() == self.start
     }
 
     /// Adds a record; the caller has asked `is_full`.
@@ -96,6 +105,14 @@ impl Batch {
         out.extend_from_slice(&[owners.primary, owners.backup]);
         out.extend_from_slice(&item.idle_ms.to_be_bytes());
         out.push(item.ended_s);
+    }
+
+    /// The bytes of a `Bucket` that has no more records.
+    pub fn finish_bucket(mut self) -> Vec<u8> {
+        if let Some(is_last) = self.out.get_mut(HEADER + size_of::<u16>()) {
+            *is_last = 1;
+        }
+        self.finish()
     }
 
     /// The frame's bytes.
