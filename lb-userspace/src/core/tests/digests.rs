@@ -21,12 +21,12 @@ impl Net {
             let Some(core) = host.core.as_ref() else { continue };
             let secret = *core.table.secret();
             let mut sums = vec![0_u64; BUCKETS];
-            for bucket in 0..BUCKETS {
+            for (bucket, sum) in sums.iter_mut().enumerate() {
                 for number in core.table.bucket(bucket as u16) {
                     let row = core.table.row(number).expect("a row of the bucket");
                     assert_eq!(usize::from(bucket_of(row.key.hash(&secret))), bucket);
                     if !row.record.is_tombstone() && !row.is_private() {
-                        sums[bucket] = sums[bucket].wrapping_add(digest(&secret, &row.key, &row.record));
+                        *sum = sum.wrapping_add(digest(&secret, &row.key, &row.record));
                     }
                 }
             }
