@@ -27,7 +27,7 @@ macro_rules! map_type {
 }
 
 /// Raised by hand when a field changes its meaning but not its size.
-const ABI_REVISION: u64 = 2;
+const ABI_REVISION: u64 = 3;
 
 /// Identifies the layout of all pinned maps; the agent adopts pinned maps only if `Node::schema` equals it.
 ///

@@ -1,9 +1,14 @@
 //! Who is alive: the masks that the agent writes, the stamps that XDP writes, the probe on the wire.
 
+use core::mem::offset_of;
+
 use crate::{
+    bytes::load64,
+    hash::{HashKey, siphash24},
     map_type,
     node::{BUDGET_CLASSES, Node},
     rank::{MEMBERS_MAX, opaque},
+    reason::Reason,
 };
 
 map_type! {
@@ -27,7 +32,7 @@ map_type! {
     /// What XDP last heard from one member; an element of `heard`, indexed by id.
     ///
     /// Written field by field without a lock; a reader may see two probes mixed, which the next one corrects.
-    pub struct Heard: 64 {
+    pub struct Heard: 72 {
         /// When its last probe arrived: its agent is alive.
         pub probe_ns: u64,
         /// When its last echo arrived: its datapath is alive.
@@ -42,18 +47,23 @@ map_type! {
         pub eligible: u64,
         /// `Probe::counter` of its last probe.
         pub probe_counter: u64,
+        /// Its nonce, as its last echo told.
+        pub nonce: u64,
         /// Its incarnation.
         pub incarnation: u32,
         /// `PROBE_*` bits of its last probe.
         pub flags: u8,
+        /// Which of the pair's keys it used last.
+        pub key: u8,
         /// Zero.
-        pub padding: [u8; 3],
+        pub padding: [u8; 2],
     }
 
     /// A probe or its echo: the payload of a UDP datagram between members, all integers big-endian.
     ///
-    /// The receiver's XDP stamps `Heard`, turns the packet round with `kind` set to `PROBE_ECHO`, and sends it back.
-    pub struct Probe: 64 {
+    /// The receiver's XDP judges it, stamps `Heard`, turns the packet round with `kind` set to `PROBE_ECHO`, its own nonce in
+    /// `answers` and a new tag, and sends it back.
+    pub struct Probe: 72 {
         /// `PROBE_MAGIC`.
         pub magic: [u8; 4],
         /// `PROBE_VERSION`.
@@ -78,17 +88,19 @@ map_type! {
         pub forwarding: [u8; 8],
         /// The sender's view: members that may own new flows.
         pub eligible: [u8; 8],
-        /// Reserved for authentication; zero in version 1.
+        /// Random, of this start of `from`'s agent.
+        pub nonce: [u8; 8],
+        /// The nonce of `to`: in a request as its last echo told it, zeros before one came; in an echo its own.
+        pub answers: [u8; 8],
+        /// SipHash-2-4 of all that is before, under a key of the pair.
         pub tag: [u8; 8],
-        /// Zero.
-        pub reserved: [u8; 8],
     }
 }
 
 /// First bytes of a probe.
 pub const PROBE_MAGIC: [u8; 4] = *b"TDMP";
 /// The probe's version.
-pub const PROBE_VERSION: u8 = 1;
+pub const PROBE_VERSION: u8 = 2;
 /// Asks for an echo.
 pub const PROBE_REQUEST: u8 = 1;
 /// Answers a request.
@@ -100,7 +112,96 @@ pub const PROBE_GOODBYE: u8 = 2;
 /// The sender's maps are new and its records have not arrived: it must not be given known flows.
 pub const PROBE_EMPTY: u8 = 4;
 
+/// What a probe is worth, and which of the pair's keys it was tagged with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Judgement {
+    /// `DropProbeForged`, `DropProbeOld`, `ProbeIntroduced`, `ProbeReflected` or `EchoTaken`.
+    pub reason: Reason,
+    /// Index of the key.
+    pub key: u8,
+}
+
+/// Judges a probe or an echo of the pair of `node` and the member at index `peer` (its id less one), of whom `heard` was
+/// heard before. See `docs/design/0009-identity.md`.
+///
+/// Both keys are always tried: what comes does not decide what it costs.
+#[inline(always)]
+pub fn judge(probe: &Probe, node: &Node, peer: usize, heard: &Heard) -> Judgement {
+    let [first, second] = &node.probe_keys[peer & (MEMBERS_MAX - 1)];
+    let tag = load64::<{ offset_of!(Probe, tag) }, _>(probe);
+    let is_of = |key: &HashKey| opaque(u64::from(probe.tag_under(key) == tag) & u64::from(key[0] | key[1] != 0));
+    let (is_first, is_second) = (is_of(first), is_of(second));
+    let key = (is_second & !is_first) as u8;
+    let reason = if is_first | is_second == 0 {
+        Reason::DropProbeForged
+    } else if probe.kind == PROBE_ECHO {
+        let is_ours = u64::from_be_bytes(probe.nonce) == node.probe_nonce;
+        let is_new = u64::from_be_bytes(probe.counter) > heard.echo_counter;
+        if is_ours && is_new { Reason::EchoTaken } else { Reason::DropProbeOld }
+    } else {
+        let incarnation = u32::from_be_bytes(probe.incarnation);
+        let is_later_start = incarnation > heard.incarnation;
+        let is_later = incarnation == heard.incarnation && u64::from_be_bytes(probe.counter) > heard.probe_counter;
+        if !is_later_start && !is_later {
+            Reason::DropProbeOld
+        } else if u64::from_be_bytes(probe.answers) != node.probe_nonce {
+            Reason::ProbeIntroduced
+        } else {
+            Reason::ProbeReflected
+        }
+    };
+    Judgement { reason, key }
+}
+
+impl Probe {
+    /// The tag that `key` gives it, as it lies in memory.
+    #[inline(always)]
+    pub fn tag_under(&self, key: &HashKey) -> u64 {
+        let words = [
+            load64::<0, _>(self),
+            load64::<8, _>(self),
+            load64::<16, _>(self),
+            load64::<24, _>(self),
+            load64::<32, _>(self),
+            load64::<40, _>(self),
+            load64::<48, _>(self),
+            load64::<56, _>(self),
+        ];
+        siphash24(key, &words.map(u64::from_le)).to_le()
+    }
+
+    /// The same, tagged.
+    pub fn tagged(self, key: &HashKey) -> Self {
+        Self { tag: self.tag_under(key).to_ne_bytes(), ..self }
+    }
+}
+
 impl Heard {
+    /// Takes a probe or an echo from the member `from` in as XDP does: what became of it, and the echo to send.
+    pub fn take(&mut self, node: &Node, from: u8, probe: &Probe, now_ns: u64) -> (Reason, Option<Probe>) {
+        let peer = usize::from(from.wrapping_sub(1));
+        let Judgement { reason, key } = judge(probe, node, peer, self);
+        match reason {
+            Reason::EchoTaken => {
+                self.echo_counter = u64::from_be_bytes(probe.counter);
+                self.echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
+                (self.echo_ns, self.nonce, self.key) = (now_ns, u64::from_be_bytes(probe.answers), key);
+            }
+            Reason::ProbeReflected => {
+                self.forwarding = u64::from_be_bytes(probe.forwarding);
+                self.eligible = u64::from_be_bytes(probe.eligible);
+                self.probe_counter = u64::from_be_bytes(probe.counter);
+                self.incarnation = u32::from_be_bytes(probe.incarnation);
+                (self.probe_ns, self.flags, self.key) = (now_ns, probe.flags, key);
+            }
+            _ => {}
+        }
+        let is_answered = matches!(reason, Reason::ProbeReflected | Reason::ProbeIntroduced);
+        let echo = Probe { kind: PROBE_ECHO, answers: node.probe_nonce.to_be_bytes(), ..*probe };
+        let key = &node.probe_keys[peer % MEMBERS_MAX][usize::from(key)];
+        (reason, is_answered.then(|| echo.tagged(key)))
+    }
+
     /// When its last probe arrived; 0 when that said that its maps are empty.
     ///
     /// For a member without an agent, who knows of a peer's new start only from this: what the peer has not heard of

@@ -9,13 +9,15 @@ use crate::{
 
 map_type! {
     /// This member and its cluster; the one element of `node`.
-    pub struct Node: 1192 {
+    pub struct Node: 3248 {
         /// `abi::SCHEMA` of the agent that made the maps.
         pub schema: u64,
         /// The cluster's secret.
         pub hash_key: HashKey,
         /// Where tunnels to this member end, by family (`V4`, `V6`); zeros where it has no such address.
         pub addresses: [Address; 2],
+        /// Random, new with every start of the agent: whoever repeats it has heard this member since then.
+        pub probe_nonce: u64,
         /// Mask of the configured members.
         pub configured: u64,
         /// A peer is dead when it has been silent for this long; used only while the lease has lapsed.
@@ -24,6 +26,9 @@ map_type! {
         pub delivery_sources: [Source; 2],
         /// Outer source of hand-offs, by family of the peer's address.
         pub hand_off_sources: [Source; 2],
+        /// By id less one: the keys of the probes between that member and this one, as many as the member has keys; zeros
+        /// for none.
+        pub probe_keys: [[HashKey; PROBE_KEYS]; MEMBERS_MAX],
         /// The configured members, `members` of them.
         pub seeds: [Seed; MEMBERS_MAX],
         /// How many of `seeds` are used.
@@ -57,6 +62,9 @@ map_type! {
         pub used: [u32; BUDGET_CLASSES],
     }
 }
+
+/// Keys of a pair: a member has two while one replaces the other.
+pub const PROBE_KEYS: usize = 2;
 
 /// Index of IPv4 in what is kept by family.
 pub const V4: usize = 0;

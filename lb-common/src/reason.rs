@@ -132,6 +132,10 @@ reasons! {
     /// Did not fit once encapsulated: the client was told the right size.
     TooBigAnswered = 23, Answer, "too_big_answered";
 
+    /// A peer's probe, sent back as its echo, and not believed: it does not show that its sender has heard this start of
+    /// the member.
+    ProbeIntroduced = 43, Answer, "probe_introduced";
+
     /// Ends before its headers do, or they contradict each other.
     DropMalformed = 24, Drop, "drop_malformed";
     /// A later fragment whose first one has not come, or came too long ago.
@@ -158,6 +162,10 @@ reasons! {
     DropHeadroom = 35, Drop, "drop_headroom";
     /// A probe that is malformed, not for this member, or not from the address of the member it names.
     DropProbe = 37, Drop, "drop_probe";
+    /// A probe or echo whose tag is not of the pair of members it names.
+    DropProbeForged = 44, Drop, "drop_probe_forged";
+    /// A probe or echo that is not later than what was heard, or of an earlier start: replayed, or overtaken.
+    DropProbeOld = 45, Drop, "drop_probe_old";
     /// More extension headers than are walked.
     DropExtensions = 38, Drop, "drop_extensions";
     /// An ICMP error that quotes too little, or not a packet from the VIP that it is for.

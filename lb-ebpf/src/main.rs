@@ -136,8 +136,10 @@ extern "C" fn arrive(ctx: *mut xdp_md, place: u64) -> u64 {
     let Some(maps) = Maps::open() else { return End::here(Reason::Unconfigured).pack() };
     let end = match arrival(&cursor, &maps, Place::unpack(place), cursor.ingress()) {
         Arrival::HandOff(inner) => return inner.pack(),
-        Arrival::Probe(probe) => End { reason: probe::reflect(&cursor, probe), way: cursor.ingress() },
-        Arrival::ProbeEcho(probe) => End::here(probe::take(&cursor, probe)),
+        // What does not leave by it does not care.
+        Arrival::Probe(probe) | Arrival::ProbeEcho(probe) => {
+            End { reason: probe::receive(&cursor, maps.node, probe), way: cursor.ingress() }
+        }
         Arrival::End(reason) => End::here(reason),
     };
     end.pack()

@@ -13,6 +13,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::{Config, OnStop},
     core::{Core, Input, View},
+    identity,
     io::{
         attach::Mode,
         clock::{Alarm, now_ns},
@@ -90,7 +91,8 @@ impl<'o> Agent<'o> {
         if let Err(error) = setpriority_process(None, PRIORITY) {
             warn!(%error, "cannot raise this thread's priority; on a busy host probes may be late");
         }
-        let core = Core::new(now_ns(), view::of(config), incarnation, &adopted);
+        let nonce = identity::nonce().context("no random numbers")?;
+        let core = Core::new(now_ns(), view::of(config), incarnation, nonce, &adopted);
         let (on_stop, alarm, upkeep_ns) = (config.node.on_stop, Alarm::new()?, now_ns() + UPKEEP_NS);
         let mut agent = Self { options, on_stop, core, edges, alarm, signals, reload: None, upkeep_ns };
         // The tables are filled before the first packet is treated.

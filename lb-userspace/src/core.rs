@@ -261,8 +261,8 @@ pub enum PutMode {
 impl Core {
     /// An agent that starts. Its first outputs tell the datapath what it is.
     ///
-    /// `incarnation` is higher than that of any earlier start, as far as the disk knows; not 0.
-    pub fn new(now: u64, view: View, incarnation: u32, adopted: &Adopted) -> Self {
+    /// `incarnation` is higher than that of any earlier start, as far as the disk knows; not 0. `nonce` is random, not 0.
+    pub fn new(now: u64, view: View, incarnation: u32, nonce: u64, adopted: &Adopted) -> Self {
         let mut slots = Slots::default();
         slots.adopt(adopted);
         let mut core = Self {
@@ -273,7 +273,7 @@ impl Core {
             ready_since: now,
             node: Node::new_zeroed(),
             outputs: VecDeque::new(),
-            watch: Watch::new(now, &view),
+            watch: Watch::new(now, nonce, &view),
             masks: None,
             ready: false,
             is_empty: adopted.services.is_empty() && adopted.backends.is_empty(),

@@ -60,6 +60,17 @@ pub enum PublicKeyError {
     NotAPoint,
 }
 
+/// A number that nobody has seen before.
+///
+/// # Errors
+///
+/// Those of reading `/dev/urandom`.
+pub fn nonce() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_ne_bytes(bytes).max(1))
+}
+
 impl PublicKey {
     /// As TLS sends it: SubjectPublicKeyInfo in DER (RFC 8410).
     pub fn to_der(&self) -> Vec<u8> {

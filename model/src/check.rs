@@ -73,7 +73,7 @@ impl Seen {
             Parsed::V6(packet) => seen.steered(model, frame, packet),
             Parsed::Ping(ping) => assert!(!seen.is_tunnelled && ping.icmp_at + 8 <= frame.len()),
             Parsed::Probe(probe) | Parsed::ProbeEcho(probe) => {
-                assert!(!seen.is_tunnelled && probe.probe_at() + 64 <= frame.len() && probe.from != model.node.id);
+                assert!(!seen.is_tunnelled && probe.probe_at() + 72 <= frame.len() && probe.from != model.node.id);
             }
             Parsed::End(_) => {}
         }

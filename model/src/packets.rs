@@ -4,6 +4,7 @@ use lb_common::{
     address::{Address, low_v4, mapped},
     flow::{FlowKey as _, SCTP, TCP, UDP},
     liveness::{PROBE_ECHO, PROBE_MAGIC, PROBE_REQUEST, PROBE_VERSION, Probe},
+    rank::MEMBERS_MAX,
 };
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
@@ -193,17 +194,24 @@ impl Dice<'_> {
             kind,
             from,
             to,
-            incarnation: [1, 2, 3, 4],
+            incarnation: self.pick(&[[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 5]]),
             flags: self.pick(&[1, 0, 4]),
             counter: number.to_be_bytes(),
             sent_ns: number.rotate_left(7).to_be_bytes(),
             forwarding: u64::MAX.to_be_bytes(),
             eligible: number.to_be_bytes(),
+            nonce: self.pick(&[world.node.probe_nonce, world.node.probe_nonce, number]).to_be_bytes(),
+            answers: self.pick(&[world.node.probe_nonce, world.node.probe_nonce, 0]).to_be_bytes(),
             ..Probe::new_zeroed()
+        };
+        let keys = world.node.probe_keys[usize::from(address.wrapping_sub(1)) % MEMBERS_MAX];
+        let probe = match self.below(8) {
+            0 => probe,
+            n => probe.tagged(&keys[n % keys.len()]),
         };
         let port = if self.chance(10) { 53 } else { PROBE_PORT };
         let [p0, p1] = u16::to_be_bytes(port);
-        let mut udp = [&[0x1b, 0x59, p0, p1, 0, 72, 0, 0][..], probe.as_bytes()].concat();
+        let mut udp = [&[0x1b, 0x59, p0, p1, 0, 80, 0, 0][..], probe.as_bytes()].concat();
         let (source, destination) = (member_address(address, is_v6), member_address(SELF, is_v6));
         let sum = match self.below(8) {
             1 => self.roll() as u16,

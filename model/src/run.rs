@@ -42,8 +42,7 @@ impl Model {
             Parsed::V4(packet) => self.carry_out(frame, packet),
             Parsed::V6(packet) => self.carry_out(frame, packet),
             Parsed::Ping(ping) => self.answer(frame, &ping),
-            Parsed::Probe(probe) => self.reflect(frame, &probe),
-            Parsed::ProbeEcho(probe) => self.take(frame, &probe),
+            Parsed::Probe(probe) | Parsed::ProbeEcho(probe) => self.take(frame, &probe),
             Parsed::End(reason) => ended(frame, reason),
         }
     }
@@ -120,27 +119,14 @@ impl Model {
         }
     }
 
-    fn reflect(&self, frame: &[u8], from: &ProbeFrame) -> Outcome {
+    fn take(&self, frame: &[u8], from: &ProbeFrame) -> Outcome {
         let probe: &Probe = frame.header(from.probe_at()).expect("parsed");
         let mut heard = self.heard.borrow_mut();
         let heard = heard.entry(from.from).or_insert_with(Heard::new_zeroed);
-        heard.probe_ns = self.now_ns;
-        heard.forwarding = u64::from_be_bytes(probe.forwarding);
-        heard.eligible = u64::from_be_bytes(probe.eligible);
-        heard.probe_counter = u64::from_be_bytes(probe.counter);
-        heard.incarnation = u32::from_be_bytes(probe.incarnation);
-        heard.flags = probe.flags;
-        Outcome { reason: Reason::ProbeReflected, frame: write::echo(frame, from), way: self.ingress }
-    }
-
-    fn take(&self, frame: &[u8], from: &ProbeFrame) -> Outcome {
-        let echo: &Probe = frame.header(from.probe_at()).expect("parsed");
-        let mut heard = self.heard.borrow_mut();
-        let heard = heard.entry(from.from).or_insert_with(Heard::new_zeroed);
-        heard.echo_ns = self.now_ns;
-        heard.echo_counter = u64::from_be_bytes(echo.counter);
-        heard.echo_sent_ns = u64::from_be_bytes(echo.sent_ns);
-        ended(frame, Reason::EchoTaken)
+        match heard.take(&self.node, from.from, probe, self.now_ns) {
+            (reason, Some(echo)) => Outcome { reason, frame: write::echo(frame, from, &echo), way: self.ingress },
+            (reason, None) => ended(frame, reason),
+        }
     }
 
     /// Counts a packet with its service, and with its target where it went.

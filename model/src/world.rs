@@ -119,6 +119,15 @@ impl Dice<'_> {
         let node = &mut world.node;
         node.schema = lb_common::abi::SCHEMA;
         node.hash_key = [self.roll(), self.roll()];
+        node.probe_nonce = self.roll();
+        // Strangers' stay zero: they have none.
+        for &id in &ids {
+            node.probe_keys[usize::from(id) - 1] = match self.below(3) {
+                0 => [[self.roll(), self.roll()], [0; 2]],
+                1 => [[self.roll(), self.roll()], [self.roll(), self.roll()]],
+                _ => [[0; 2], [self.roll(), self.roll()]],
+            };
+        }
         node.silence_ns = 5 * SECOND_NS;
         node.incarnation = self.roll() as u32;
         node.port = PROBE_PORT.to_be_bytes();

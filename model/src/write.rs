@@ -2,12 +2,13 @@
 
 use lb_common::{
     flow::FlowKey,
-    liveness::{PROBE_ECHO, Probe},
+    liveness::Probe,
     node::{Node, Source, V4, V6},
     packet::{IpFields, Packet},
     parse::{Ping, ProbeFrame},
     target::{NextHop, Target},
 };
+use zerocopy::IntoBytes as _;
 
 const IPV4: usize = 20;
 const IPV6: usize = 40;
@@ -129,18 +130,19 @@ fn turned(frame: &[u8], at: usize, is_v6: bool) -> Vec<u8> {
     out
 }
 
-/// The echo of a probe.
-pub fn echo(frame: &[u8], probe: &ProbeFrame) -> Vec<u8> {
+/// A probe's frame, sent back with its echo inside.
+pub fn echo(frame: &[u8], probe: &ProbeFrame, echo: &Probe) -> Vec<u8> {
     let mut out = turned(frame, probe.at, probe.is_v6);
     let udp = probe.at + if probe.is_v6 { IPV6 } else { IPV4 };
     swap(&mut out, udp, 2);
-    let kind = udp + 8 + std::mem::offset_of!(Probe, kind);
-    if probe.is_v6 {
-        let version = out[kind - 1];
-        update(&mut out, udp + 6, kind - 1, [version, PROBE_ECHO]);
-    } else {
-        out[udp + 6..udp + 8].fill(0);
-        out[kind] = PROBE_ECHO;
+    for (word, new) in (udp + 8..).step_by(2).zip(echo.as_bytes().chunks_exact(2)) {
+        update(&mut out, udp + 6, word, [new[0], new[1]]);
+    }
+    let checksum = &mut out[udp + 6..udp + 8];
+    match (probe.is_v6, &checksum) {
+        (false, _) => checksum.fill(0),
+        (true, [0, 0]) => checksum.fill(0xff),
+        (true, _) => {}
     }
     out
 }

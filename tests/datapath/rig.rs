@@ -266,6 +266,11 @@ impl Rig {
         self.events().into_iter().map(|(key, entry)| EventV4 { key, entry }).collect()
     }
 
+    /// Makes it forget what was last heard from a member.
+    pub(crate) fn forget_heard(&mut self, id: u8) {
+        self.tables.heard.set(u32::from(id), Heard::new_zeroed(), 0).expect("in the array");
+    }
+
     /// What was last heard from a member.
     pub(crate) fn heard(&self, id: u8) -> Heard {
         self.tables.heard.get(&u32::from(id), 0).expect("in the array")

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use lb_common::{
     address::{Address, mapped},
     flow::{FlowKey, SCTP, TCP, UDP},
+    hash::HashKey,
     liveness::{Heard, Liveness},
     node::{Node, Source, V4, V6},
     rank::{MEMBERS_MAX, Seed, bit, score, seed},
@@ -32,6 +33,8 @@ pub(crate) const WEB: u16 = 80;
 pub(crate) const DNS: u16 = 53;
 /// An SCTP service: on both VIPs by ring 4 on backend 8.
 pub(crate) const DIAMETER: u16 = 3868;
+/// `Node::probe_nonce`.
+pub(crate) const OWN_NONCE: u64 = 0x6162_6364_6566_6768;
 /// UDP port of probes.
 pub(crate) const PROBE_PORT: u16 = 7001;
 /// The loopback interface: `BPF_PROG_TEST_RUN` says that packets come from it.
@@ -135,6 +138,11 @@ pub(crate) const fn member_address(id: u8) -> [u8; 4] {
     [10, 0, 1, 10 + id]
 }
 
+/// The key of the probes between this member and `id`.
+pub(crate) const fn probe_key(id: u8) -> HashKey {
+    [0x0706_0504_0302_0100 + id as u64, 0x0f0e_0d0c_0b0a_0908]
+}
+
 /// A cluster of these members, all alive, and `SELF` among them.
 pub(crate) fn world(ids: &[u8]) -> World {
     let mut world = World::new(SELF);
@@ -149,6 +157,10 @@ pub(crate) fn world(ids: &[u8]) -> World {
     node.hash_key = [0x0123_4567_89ab_cdef, 0xfedc_ba98_7654_3210];
     node.silence_ns = 5_000_000_000;
     node.incarnation = 5;
+    node.probe_nonce = OWN_NONCE;
+    for &id in ids.iter().filter(|id| **id != SELF) {
+        node.probe_keys[usize::from(id) - 1] = [probe_key(id), [0; 2]];
+    }
     node.port = PROBE_PORT.to_be_bytes();
     world.liveness.budgets = [1000; 5];
     for &id in ids {

@@ -105,7 +105,7 @@ impl World {
         };
         Some(View {
             me: member,
-            members: cluster.members.iter().map(|&id| named(id)).collect(),
+            members: cluster.members.iter().map(|&id| named(member, id)).collect(),
             cluster: "sim".into(),
             generation: version as u64 + 1,
             hash: version as u64 + 1,

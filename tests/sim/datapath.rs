@@ -9,7 +9,7 @@ use lb_common::{
     address::{Address, Words, words},
     flow::{FlowEntry, FlowKey as _, Fragment, Pending},
     lifecycle::Lifecycle,
-    liveness::{Heard, Liveness, PROBE_ECHO, PROBE_REQUEST, Probe},
+    liveness::{Heard, Liveness, Probe},
     node::{Budget, NODE_DIRECT},
     outer::{Purpose, encapsulate},
     packet::{OuterFields, Part},
@@ -157,21 +157,9 @@ impl Datapath {
         if self.installed.node.id == 0 {
             return None;
         }
-        let heard = self.heard.entry(from).or_insert_with(Heard::new_zeroed);
-        if probe.kind == PROBE_ECHO {
-            heard.echo_counter = u64::from_be_bytes(probe.counter);
-            heard.echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
-            heard.echo_ns = now_ns;
-            return None;
-        }
-        heard.forwarding = u64::from_be_bytes(probe.forwarding);
-        heard.eligible = u64::from_be_bytes(probe.eligible);
-        heard.probe_counter = u64::from_be_bytes(probe.counter);
-        heard.incarnation = u32::from_be_bytes(probe.incarnation);
-        heard.flags = probe.flags;
-        heard.probe_ns = now_ns;
-        let answers = self.mutation != Mutation::NeverAnswersProbes || self.installed.node.id != 1;
-        (probe.kind == PROBE_REQUEST && answers).then_some(Probe { kind: PROBE_ECHO, ..*probe })
+        let node = &self.installed.node;
+        let (_, echo) = self.heard.entry(from).or_insert_with(Heard::new_zeroed).take(node, from, probe, now_ns);
+        echo.filter(|_| self.mutation != Mutation::NeverAnswersProbes || node.id != 1)
     }
 
     /// Makes the tables so, step by step as the agent's edge would.

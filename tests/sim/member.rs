@@ -2,7 +2,11 @@
 
 use std::collections::VecDeque;
 
-use lb_common::{address::Address, rank::bit};
+use lb_common::{
+    address::Address,
+    hash::{HashKey, mix},
+    rank::bit,
+};
 use lb_userspace::core::{self, Core, Input, Key};
 
 use crate::{
@@ -149,7 +153,7 @@ impl World {
         host.version = version;
         host.agent_changed = now;
         host.attached = true;
-        let core = Core::new(host.local(now), view, host.incarnation, &datapath.adopted());
+        let core = Core::new(host.local(now), view, host.incarnation, mix(run + 1), &datapath.adopted());
         let agent = Agent {
             core,
             run,
@@ -242,13 +246,20 @@ pub(crate) fn address_of(member: u8) -> Address {
     address(false, MEMBERS, member)
 }
 
-/// A member as the configuration names it.
-pub(crate) fn named(id: u8) -> core::view::Member {
+/// A member as the configuration of `me` names it.
+pub(crate) fn named(me: u8, id: u8) -> core::view::Member {
     core::view::Member {
         id,
         name: format!("lb{id}"),
         address: address_of(id),
         second_address: None,
         hand_off_source: None,
+        probe_keys: [pair_key(me, id), [0; 2]],
     }
+}
+
+/// The key of the probes between two members.
+fn pair_key(one: u8, other: u8) -> HashKey {
+    let pair = u64::from(one.min(other)) << 8 | u64::from(one.max(other));
+    [mix(pair), mix(!pair)]
 }

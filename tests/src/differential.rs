@@ -166,7 +166,7 @@ impl Twins {
         };
         let events = self.kernel.take_events();
         let outcome = self.decide(frame, &seen, &events, (before, after))?;
-        if matches!(outcome.reason, Reason::ProbeReflected | Reason::EchoTaken) {
+        if matches!(outcome.reason, Reason::ProbeReflected | Reason::ProbeIntroduced | Reason::EchoTaken) {
             self.same_heard(fine)?;
         }
         let counted = self.counted.entry(outcome.reason).or_insert(Counter { packets: 0, bytes: 0 });

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use lb_common::{address::Address, node::BUDGET_WINDOW_SHIFT};
+use lb_common::{
+    address::Address,
+    node::{BUDGET_WINDOW_SHIFT, PROBE_KEYS},
+};
 
 use crate::{
     config::{Affinity, Config, Handoff, OtherTraffic, Replicate, TooBig, address},
@@ -12,12 +15,22 @@ use crate::{
 /// The view that `config` gives to its member.
 pub(super) fn of(config: &Config) -> View {
     let cluster = &config.cluster;
+    let keys = |member: &crate::config::Member| {
+        let mut keys = [[0; 2]; PROBE_KEYS];
+        let own = config.node.key.as_ref().filter(|_| member.id != config.node.id);
+        for (place, public) in keys.iter_mut().zip(&member.public_keys) {
+            let (me, peer) = (config.node.id.get(), member.id.get());
+            *place = own.and_then(|own| own.probe_key(cluster.name.as_str(), me, peer, public)).unwrap_or_default();
+        }
+        keys
+    };
     let member = |member: &crate::config::Member| Member {
         id: member.id.get(),
         name: member.name.as_str().to_owned(),
         address: address(member.address),
         second_address: member.second_address.map(address),
         hand_off_source: member.hand_off_source.as_ref().map(prefix),
+        probe_keys: keys(member),
     };
     let node = &config.node;
     let budgets = node.budgets;

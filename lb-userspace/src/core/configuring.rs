@@ -80,6 +80,10 @@ impl Core {
         }
         node.members = view.members.len() as u32;
         node.incarnation = self.incarnation;
+        node.probe_nonce = self.watch.nonce();
+        for member in &view.members {
+            node.probe_keys[usize::from(member.id) - 1] = member.probe_keys;
+        }
         node.port = view.port.to_be_bytes();
         node.id = view.me;
         let has_prefixes = view.members.iter().any(|member| member.id != view.me && member.hand_off_source.is_some());

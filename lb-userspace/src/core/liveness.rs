@@ -27,9 +27,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
+    hash::HashKey,
     liveness::{
         Heard, Liveness, PROBE_EMPTY, PROBE_GOODBYE, PROBE_MAGIC, PROBE_READY, PROBE_REQUEST, PROBE_VERSION, Probe,
     },
+    node::PROBE_KEYS,
     rank::bit,
 };
 use zerocopy::FromZeros as _;
@@ -137,6 +139,8 @@ pub(crate) enum Change {
 /// All peers, the probe clock, and what follows for the datapath.
 pub(crate) struct Watch {
     me: u8,
+    /// Of this start: who repeats it has heard this member since.
+    nonce: u64,
     probing: Probing,
     peers: BTreeMap<u8, Peer>,
     /// Number of the last round; rises over restarts too, because it starts as the time.
@@ -150,6 +154,7 @@ pub(crate) struct Watch {
 
 struct Peer {
     state: State,
+    keys: [HashKey; PROBE_KEYS],
     heard: Heard,
     /// The round before the first probe to it.
     since: u64,
@@ -173,9 +178,10 @@ struct Peer {
 }
 
 impl Watch {
-    pub(crate) fn new(now: u64, view: &View) -> Self {
+    pub(crate) fn new(now: u64, nonce: u64, view: &View) -> Self {
         let mut watch = Self {
             me: view.me,
+            nonce,
             probing: view.probing,
             peers: BTreeMap::new(),
             round: now,
@@ -191,13 +197,18 @@ impl Watch {
         self.probing = view.probing;
         self.peers.retain(|&id, _| view.member(id).is_some());
         for member in view.members.iter().filter(|member| member.id != view.me) {
-            self.peers.entry(member.id).or_insert_with(|| Peer::new(self.round));
+            self.peers.entry(member.id).or_insert_with(|| Peer::new(self.round)).keys = member.probe_keys;
         }
     }
 
     /// When the next look, or round, is due.
     pub(crate) fn next_look(&self) -> u64 {
         self.next_look.unwrap_or(self.next_round)
+    }
+
+    /// What peers must repeat to be believed.
+    pub(crate) fn nonce(&self) -> u64 {
+        self.nonce
     }
 
     pub(crate) fn heard(&mut self, member: u8, heard: Heard) {
@@ -315,7 +326,8 @@ impl Watch {
 
     /// What to say to a peer; `flags` are `PROBE_*`.
     pub(crate) fn probe(&self, now: u64, to: u8, counter: u64, incarnation: u32, flags: u8) -> Probe {
-        Probe {
+        let peer = self.peers.get(&to);
+        let probe = Probe {
             magic: PROBE_MAGIC,
             version: PROBE_VERSION,
             kind: PROBE_REQUEST,
@@ -328,9 +340,11 @@ impl Watch {
             sent_ns: now.to_be_bytes(),
             forwarding: self.forwarding().to_be_bytes(),
             eligible: self.eligible(flags & PROBE_READY != 0).to_be_bytes(),
+            nonce: self.nonce.to_be_bytes(),
+            answers: peer.map_or(0, |peer| peer.heard.nonce).to_be_bytes(),
             tag: [0; 8],
-            reserved: [0; 8],
-        }
+        };
+        probe.tagged(&peer.map_or([0; 2], |peer| peer.probe_key(counter)))
     }
 
     /// How long a peer may be silent, and how long the masks are vouched for.
@@ -352,6 +366,7 @@ impl Peer {
     fn new(round: u64) -> Self {
         Self {
             state: State::Unknown,
+            keys: [[0; 2]; PROBE_KEYS],
             heard: zerocopy::FromZeros::new_zeroed(),
             since: round,
             echoed: round,
@@ -370,6 +385,15 @@ impl Peer {
     /// Probes without an echo, the latest included.
     fn unanswered(&self, round: u64) -> u64 {
         round.saturating_sub(self.echoed)
+    }
+
+    /// The key for the probe of this round: the one it used last; while it does not answer, each in turn.
+    fn probe_key(&self, round: u64) -> HashKey {
+        let used = if self.unanswered(round) <= GAP { u64::from(self.heard.key) } else { round };
+        match self.keys[used as usize % PROBE_KEYS] {
+            [0, 0] => self.keys[0],
+            key => key,
+        }
     }
 
     /// What `heard` means for the datapath; nothing, when the last probe may still be on its way.
@@ -402,7 +426,7 @@ impl Peer {
     }
 
     /// Whether a peer that said goodbye goes on: a later incarnation of it does, and one that has not said it again for a
-    /// second although it speaks. Probes can be forged, and one forged goodbye must not put a member out for ever.
+    /// second although it speaks.
     fn is_back(&mut self, now: u64) -> bool {
         if !self.agent {
             self.speaks_since = None;

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     address::{Address, mapped},
     flow::{FlowEntry, FlowKey, FlowKeyV4, STATE_ESTABLISHED, TCP, WITNESSED, tick},
-    liveness::{Heard, Liveness, PROBE_READY},
+    liveness::{Heard, Liveness, PROBE_READY, Probe},
     rank::{bit, rank},
     service::ServiceKey,
 };
@@ -90,6 +90,11 @@ fn web(backends: Vec<Backend>) -> Service {
     Service { name: "web".into(), vips, backends, affinity: false, echo: false, idle_timeout }
 }
 
+/// One key for each pair.
+fn pair_keys(one: u8, other: u8) -> [[u64; 2]; 2] {
+    [[u64::from(one.min(other)), u64::from(one.max(other))], [0; 2]]
+}
+
 fn view(me: u8, members: u8) -> View {
     View {
         me,
@@ -100,6 +105,7 @@ fn view(me: u8, members: u8) -> View {
                 address: mapped([10, 0, 1, id]),
                 second_address: None,
                 hand_off_source: None,
+                probe_keys: pair_keys(me, id),
             })
             .collect(),
         cluster: "test".into(),
@@ -185,7 +191,8 @@ impl Net {
         let adopted = host.tables.as_ref().map(adopt).unwrap_or_default();
         host.incarnation += 1;
         host.stopped_at = None;
-        host.core = Some(Core::new(now, host.view.clone(), host.incarnation, &adopted));
+        let nonce = now << 8 | u64::from(id);
+        host.core = Some(Core::new(now, host.view.clone(), host.incarnation, nonce, &adopted));
         self.sweep(id);
     }
 
@@ -318,24 +325,22 @@ impl Net {
         }
     }
 
-    fn probe(&mut self, from: u8, to: u8, probe: &lb_common::liveness::Probe) {
-        let now = self.now;
+    fn probe(&mut self, from: u8, to: u8, probe: &Probe) {
         if !self.hosts.get(&to).is_some_and(|host| host.is_up) || self.cut.contains(&(from, to)) {
             return;
         }
-        let heard = self.host(to).heard.entry(from).or_insert_with(Heard::new_zeroed);
-        heard.probe_ns = now;
-        heard.probe_counter = u64::from_be_bytes(probe.counter);
-        heard.forwarding = u64::from_be_bytes(probe.forwarding);
-        heard.eligible = u64::from_be_bytes(probe.eligible);
-        heard.incarnation = u32::from_be_bytes(probe.incarnation);
-        heard.flags = probe.flags;
+        let Some(echo) = self.take_probe(to, from, probe) else { return };
         if self.host(from).is_up && !self.cut.contains(&(to, from)) {
-            let heard = self.host(from).heard.entry(to).or_insert_with(Heard::new_zeroed);
-            heard.echo_ns = now;
-            heard.echo_counter = u64::from_be_bytes(probe.counter);
-            heard.echo_sent_ns = u64::from_be_bytes(probe.sent_ns);
+            self.take_probe(from, to, &echo);
         }
+    }
+
+    /// What a host's datapath does with a probe or an echo; the echo that it sends.
+    fn take_probe(&mut self, at: u8, from: u8, probe: &Probe) -> Option<Probe> {
+        let now = self.now;
+        let host = self.host(at);
+        let node = &host.tables.as_ref()?.node;
+        host.heard.entry(from).or_insert_with(Heard::new_zeroed).take(node, from, probe, now).1
     }
 
     fn dial(&mut self, from: u8, to: u8) {

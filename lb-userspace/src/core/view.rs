@@ -5,7 +5,7 @@ use std::time::Duration;
 use lb_common::{
     address::Address,
     hash::HashKey,
-    node::{BUDGET_CLASSES, Source},
+    node::{BUDGET_CLASSES, PROBE_KEYS, Source},
     service::ServiceKey,
 };
 
@@ -61,6 +61,8 @@ pub struct Member {
     pub second_address: Option<Address>,
     /// Where its hand-offs come from, if not from its address; of the same family.
     pub hand_off_source: Option<Prefix>,
+    /// Keys of the probes between it and this member, one for each key it has; zeros for none.
+    pub probe_keys: [HashKey; PROBE_KEYS],
 }
 
 /// A prefix of addresses, its host part zero; an IPv4 one is mapped, and so is its length: 96 more.

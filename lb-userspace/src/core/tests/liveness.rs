@@ -189,20 +189,17 @@ fn a_peer_without_an_agent_is_up_after_a_second_of_echoes() {
 }
 
 #[test]
-fn a_forged_goodbye_puts_nobody_out_for_ever() {
-    for incarnation in [1, 5] {
-        let mut net = Net::new(2);
-        let heard = net.host(1).heard.get_mut(&2).expect("heard");
-        (heard.flags, heard.incarnation) = (heard.flags | PROBE_GOODBYE, incarnation);
-        let next = net.core(1).next_look();
-        net.run(next - net.now);
-        assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "it is believed at first");
-        net.run(1200 * MS);
-        assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b11));
-        net.input(2, Input::Stop);
-        net.run(21 * MS);
-        assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "and so is the real one afterwards");
-    }
+fn a_goodbye_of_a_member_that_goes_on_does_not_put_it_out_for_ever() {
+    let mut net = Net::new(2);
+    net.host(1).heard.get_mut(&2).expect("heard").flags |= PROBE_GOODBYE;
+    let next = net.core(1).next_look();
+    net.run(next - net.now);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "it is believed at first");
+    net.run(1200 * MS);
+    assert_eq!((net.hosts[&1].liveness.forwarding, net.hosts[&1].liveness.eligible), (0b11, 0b11));
+    net.input(2, Input::Stop);
+    net.run(21 * MS);
+    assert_eq!(net.hosts[&1].liveness.forwarding, 0b01, "and so is the real one afterwards");
 }
 
 #[test]
@@ -286,4 +283,47 @@ fn a_record_that_was_asked_for_is_told_again() {
     net.input(owner, Input::Observed { key: key(1), entry });
     net.run(S / 10);
     assert!(net.hosts[&other].flows.contains_key(&key(1)));
+}
+
+#[test]
+fn a_new_key_is_found_within_the_misses_and_the_old_one_is_good_until_it_is_dropped() {
+    let mut net = Net::new(2);
+    let (old, new) = (pair_keys(1, 2)[0], [77, 78]);
+    let keys = |net: &mut Net, id: u8, keys| {
+        let mut view = net.hosts[&id].view.clone();
+        view.members[usize::from(2 - id)].probe_keys = keys;
+        net.host(id).view = view.clone();
+        net.input(id, Input::Configure(Box::new(view)));
+    };
+    let all_well = |net: &Net| net.hosts.values().all(|host| host.liveness.eligible == 0b11);
+    // Both are listed; then member 2 moves to the new one, and member 1 has to find out.
+    keys(&mut net, 1, [old, new]);
+    net.run(100 * MS);
+    keys(&mut net, 2, [new, [0; 2]]);
+    for _ in 0..100 {
+        net.run(10 * MS);
+        assert!(all_well(&net));
+    }
+    keys(&mut net, 1, [new, [0; 2]]);
+    net.run(S);
+    assert!(all_well(&net));
+    assert_eq!(net.reports(1, |e| matches!(e, Event::PeerDown { .. } | Event::PeerAgent { .. })), 0);
+    assert_eq!(net.reports(2, |e| matches!(e, Event::PeerDown { .. } | Event::PeerAgent { .. })), 0);
+    // Without a common key they are strangers.
+    keys(&mut net, 1, [old, [0; 2]]);
+    net.run(121 * MS);
+    assert_eq!([net.hosts[&1].liveness.forwarding, net.hosts[&2].liveness.forwarding], [0b01, 0b10]);
+}
+
+#[test]
+fn a_restarted_member_is_introduced_by_its_first_probe_and_believed_from_the_second() {
+    let mut net = Net::new(2);
+    net.kill(2);
+    net.run(10 * S);
+    let before = net.hosts[&1].heard[&2].incarnation;
+    net.start(2);
+    let recorded = net.hosts[&2].heard[&1];
+    net.run(45 * MS);
+    assert_eq!(net.hosts[&1].heard[&2].incarnation, before + 1);
+    assert_ne!(net.hosts[&2].heard[&1].probe_ns, recorded.probe_ns);
 }
