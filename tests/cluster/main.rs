@@ -29,6 +29,7 @@ mod lab;
 mod links;
 mod loss;
 mod maps;
+mod matrix;
 mod packets;
 mod survival;
 mod vip;

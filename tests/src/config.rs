@@ -30,8 +30,6 @@ pub struct Config {
     pub on_stop: Option<&'static str>,
     /// `node.flows_max`, if not the default.
     pub flows_max: Option<u32>,
-    /// `node.budgets`, if not the default.
-    pub budgets: Option<String>,
     /// The family of the members' addresses.
     pub underlay: Family,
     /// The family of the backends' addresses.
@@ -95,7 +93,6 @@ impl Config {
             on_stop: None,
             // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
             flows_max: Some(1 << 17),
-            budgets: None,
             underlay: Family::V4,
             behind: Family::V4,
             members: Vec::new(),
@@ -172,9 +169,6 @@ impl Config {
         }
         if let Some(flows_max) = self.flows_max {
             writeln!(out, "flows_max = {flows_max}")?;
-        }
-        if let Some(budgets) = &self.budgets {
-            writeln!(out, "budgets = {budgets}")?;
         }
         for service in &self.services {
             writeln!(out, "\n[[service]]\nname = \"{}\"\nvip = {:?}", service.name, service.vip)?;

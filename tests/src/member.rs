@@ -141,11 +141,31 @@ impl Member {
         Ok(())
     }
 
+    /// Has the agent stand still, as an overloaded host would.
+    pub fn suspend(&self) -> Result<()> {
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// Has it go on.
+    pub fn resume(&self) -> Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
     /// Takes the datapath off the interface; nothing is left that would forward.
     pub fn detach(&self) -> Result<()> {
         let link = self.pins.join(format!("link_{INTERFACE}"));
         // With the agent dead the pin was the link's last reference.
         fs::remove_file(&link).with_context(|| format!("cannot unpin {}", link.display()))
+    }
+
+    /// Forgets its pinned maps and programs, as a host that loses power does. Its agent does not run.
+    pub fn lose_memory(&self) -> Result<()> {
+        for pin in fs::read_dir(&self.pins).context("cannot list pins")? {
+            let path = pin?.path();
+            let gone = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            gone.with_context(|| format!("cannot unpin {}", path.display()))?;
+        }
+        Ok(())
     }
 
     /// Has the agent read its configuration again.

@@ -173,6 +173,16 @@ impl Topology {
         self.route_vip()
     }
 
+    /// Has the router treat packets between hosts by these rules of nftables, and by no earlier ones.
+    pub fn disturb(&self, rules: &[String]) -> Result<()> {
+        let rules: String = rules.iter().map(|rule| format!("    {rule}\n")).collect();
+        let table = format!(
+            "table ip faults {{\n}}\ndelete table ip faults\ntable ip faults {{\n  chain forward {{\n    \
+             type filter hook forward priority filter;\n{rules}  }}\n}}\n"
+        );
+        command::run_with_input(self.router.command("nft").args(["-f", "-"]), &table).map(drop)
+    }
+
     /// Takes the router's end of the host's link down; the kernel drops its next hop at once.
     pub fn cut_link(&mut self, host: &Host) -> Result<()> {
         self.router.ip(&[&format!("link set {} down", host.name)])?;
