@@ -17,6 +17,7 @@ use crate::{
     io::{
         attach::Mode,
         clock::{Alarm, now_ns},
+        handshake::Trust,
     },
 };
 
@@ -76,6 +77,7 @@ struct Agent<'o> {
 
 /// A configuration that waits until its targets can be reached.
 struct Reload {
+    trust: Trust,
     view: Box<View>,
     on_stop: OnStop,
     targets: Vec<Address>,
@@ -164,11 +166,13 @@ impl<'o> Agent<'o> {
         let targets = view::targets(&view);
         self.edges.follow(&targets);
         let patience_ns = now_ns() + PATIENCE_NS;
-        self.reload = Some(Reload { view, on_stop: config.node.on_stop, targets, patience_ns });
+        self.reload =
+            Some(Reload { trust: view::trust(config), view, on_stop: config.node.on_stop, targets, patience_ns });
     }
 
     fn configure(&mut self, new: Reload) {
         self.on_stop = new.on_stop;
+        self.edges.trust(&new.trust);
         self.core.handle(now_ns(), Input::Configure(new.view));
         info!(config = %self.options.config.display(), "configuration reloaded");
     }

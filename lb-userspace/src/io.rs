@@ -12,6 +12,7 @@ pub mod datapath;
 pub mod egress;
 pub mod events;
 pub mod flows;
+pub mod handshake;
 pub mod interfaces;
 pub mod neighbours;
 pub mod netlink;

@@ -25,6 +25,7 @@ mod clamp;
 mod direct;
 mod families;
 mod floods;
+mod identity;
 mod lab;
 mod links;
 mod loss;

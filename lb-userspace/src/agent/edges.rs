@@ -16,7 +16,7 @@ use lb_common::{
 use tokio::sync::mpsc;
 use tracing::{error, info, warn};
 
-use super::{Options, fixed::Fixed};
+use super::{Options, fixed::Fixed, view};
 use crate::{
     config::{self, Config, OnStop},
     core::{Adopted, Core, Input, Key, Level, Output, PutMode},
@@ -26,6 +26,7 @@ use crate::{
         datapath::{Datapath, Spec},
         events::EventRings,
         flows::{Deletion, FlowTable, Put},
+        handshake::Trust,
         neighbours::{NextHops, Resolved},
         probes::Prober,
         sessions::Sessions,
@@ -87,7 +88,8 @@ impl Edges {
         let socket = SocketAddr::new(own, port);
         let at = || format!("cannot use {socket}; is it an address of this host, and the port free?");
         let prober = Prober::bind(own, port).with_context(at)?;
-        let sessions = Sessions::listen(own, port).with_context(at)?;
+        let mut sessions = Sessions::listen(own, port).with_context(at)?;
+        sessions.trust(&view::trust(config)).context("this member's key")?;
         let (pins, mode) = (options.pins.as_path(), options.mode);
         let Fixed { multi_buffer, flows_max, flows_v6_max, .. } = fixed;
         let spec = Spec { pins, interfaces: &fixed.interfaces, mode, multi_buffer, flows_max, flows_v6_max };
@@ -127,6 +129,13 @@ impl Edges {
     /// Packets are treated from now on.
     pub(super) fn attach(&mut self) -> anyhow::Result<()> {
         Ok(self.datapath.attach()?)
+    }
+
+    /// Believes whom the configuration names, and nobody else.
+    pub(super) fn trust(&mut self, trust: &Trust) {
+        if let Err(error) = self.sessions.trust(trust) {
+            error!(%error, "the members' keys cannot be used; no session is opened");
+        }
     }
 
     /// What a reload cannot change.

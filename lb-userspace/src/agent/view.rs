@@ -10,6 +10,7 @@ use lb_common::{
 use crate::{
     config::{Affinity, Config, Handoff, OtherTraffic, Replicate, TooBig, address},
     core::view::{Backend, Limits, Member, Prefix, Probing, Service, Timeouts, View},
+    io::handshake::Trust,
 };
 
 /// The view that `config` gives to its member.
@@ -69,6 +70,13 @@ pub(super) fn of(config: &Config) -> View {
             ..Limits::default()
         },
     }
+}
+
+/// Whom `config` believes.
+pub(super) fn trust(config: &Config) -> Trust {
+    let peers = config.cluster.members.iter().filter(|member| member.id != config.node.id);
+    let peers = peers.map(|member| (member.id.get(), member.public_keys.clone())).collect();
+    Trust { own: config.node.key.clone(), peers }
 }
 
 /// Where packets are sent by `view`, apart from this member.
