@@ -144,7 +144,7 @@ impl MemberKey {
             io::ErrorKind::InvalidData => MemberKeyError::NotAKey,
             _ => error.into(),
         })?;
-        SigningKey::from_pkcs8_pem(&text).map(Self).map_err(|_| MemberKeyError::NotAKey)
+        SigningKey::from_pkcs8_pem(&text).map(Self).or(Err(MemberKeyError::NotAKey))
     }
 
     /// Writes the key to `path`, readable by its owner only; replaces a file there only if `replace`.
