@@ -115,7 +115,8 @@ fn readings() -> Readings {
         *slot = Seed { seed: seed(id), id: u64::from(id) };
     }
     let (echo_ns, echo_sent_ns) = (NOW - 2_000_000, NOW - 2_084_000);
-    let heard = Heard { probe_ns: NOW - 7_000_000, echo_ns, echo_sent_ns, incarnation: 3, ..Heard::new_zeroed() };
+    let (probe_ns, forwarding) = (NOW - 7_000_000, 0b11);
+    let heard = Heard { probe_ns, echo_ns, echo_sent_ns, forwarding, incarnation: 3, ..Heard::new_zeroed() };
     let mut counters = vec![Counter { packets: 0, bytes: 0 }; REASONS];
     counters[Reason::DeliverKnown as usize] = Counter { packets: 1_234_567, bytes: 98_765_432 };
     counters[Reason::DropFragmentNoHead as usize] = Counter { packets: 3, bytes: 4_500 };
@@ -192,7 +193,22 @@ drop_fragment_no_head  drop             3    4500 B
 #[test]
 fn every_cause_of_a_bad_verdict_has_its_line() {
     type Fault = fn(&mut Readings);
-    let faults: [(Fault, &str); 14] = [
+    let faults: [(Fault, &str); 16] = [
+        (
+            |r| r.heard[2].forwarding = 0b10,
+            "degraded: lb1 of edge-1: this member is not seen by lb2, whose probes arrive: look at its way there and back",
+        ),
+        (
+            |r| {
+                // A third member, alive, that sees this one and not lb2.
+                r.node.seeds[2] = Seed { seed: seed(3), id: 3 };
+                (r.node.members, r.liveness.forwarding, r.liveness.eligible) = (3, 0b111, 0b111);
+                r.members.push(r.members[2]);
+                r.heard[2].forwarding = 0b111;
+                r.heard.push(Heard { forwarding: 0b101, ..r.heard[2] });
+            },
+            "degraded: lb1 of edge-1: lb2 is not seen by member 3, and is from here: look at the way between them",
+        ),
         (
             |r| r.flows[1].flows = 250_000,
             "degraded: lb1 of edge-1: the table of IPv6 flows is 95 % full: beyond it new flows are unprotected",
@@ -237,8 +253,8 @@ fn every_cause_of_a_bad_verdict_has_its_line() {
                 (r.liveness.forwarding, r.liveness.eligible) = (0b01, 0b01);
                 r.heard[2].echo_ns = 0;
             },
-            "degraded: lb1 of edge-1: lb2 is not forwarding: its probes arrive, but no echo ever did: look at XDP_TX errors of its \
-             driver",
+            "degraded: lb1 of edge-1: lb2 is not forwarding: its probes arrive, but no echo ever did: the link \
+             carries one direction only, or its driver drops XDP_TX",
         ),
         (
             |r| r.backends[1].state = 4,

@@ -83,6 +83,10 @@ pub struct MemberStatus {
     pub eligible: bool,
     /// Whether its last probe said that it is ready.
     pub says_ready: bool,
+    /// Members that say, or said within the last second, that its datapath answers them; itself left out.
+    pub seen_by: Vec<String>,
+    /// Members that say that it does not.
+    pub not_seen_by: Vec<String>,
     /// Since its agent's last probe; `None` for never, and for this member.
     pub probe_age_ms: Option<u64>,
     /// Since its datapath's last echo; `None` for never, and for this member.
@@ -272,8 +276,13 @@ fn flow_table(readings: &Readings, family: usize) -> FlowTable {
 pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
     let node = &readings.node;
     let alive = agent(readings).alive;
-    let configured = node.seeds.iter().take(node.members as usize).map(|seed| seed.id as u8);
-    let mut members: Vec<_> = configured
+    let configured = || node.seeds.iter().take(node.members as usize).map(|seed| seed.id as u8);
+    let views: Vec<(u8, u64)> = configured().filter_map(|id| Some((id, view(readings, id)?))).collect();
+    let seeing = |id: u8, wanted: bool| {
+        let others = views.iter().filter(|(of, mask)| *of != id && (mask & bit(id) != 0) == wanted);
+        others.map(|(of, _)| names.member(*of).map_or_else(|| format!("member {of}"), str::to_owned)).collect()
+    };
+    let mut members: Vec<_> = configured()
         .map(|id| {
             let this = id == node.id;
             let target = readings.members.get(usize::from(id)).copied().unwrap_or(Target::NONE);
@@ -285,6 +294,8 @@ pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
                 forwarding: this || readings.liveness.forwarding & bit(id) != 0,
                 eligible: readings.liveness.eligible & bit(id) != 0 && (!this || alive),
                 says_ready: heard.is_some_and(|heard| heard.flags & PROBE_READY != 0),
+                seen_by: seeing(id, true),
+                not_seen_by: seeing(id, false),
                 probe_age_ms: heard.and_then(|heard| age(heard.probe_ns)),
                 echo_age_ms: heard.and_then(|heard| age(heard.echo_ns)),
                 rtt_ns: heard
@@ -298,6 +309,16 @@ pub fn members(readings: &Readings, names: &Names) -> Vec<MemberStatus> {
         .collect();
     members.sort_by_key(|member| member.member.id);
     members
+}
+
+/// Whose datapath answers member `id`, as its agent says; `None` from a dead one.
+fn view(readings: &Readings, id: u8) -> Option<u64> {
+    if id == readings.node.id {
+        return agent(readings).alive.then_some(readings.liveness.forwarding);
+    }
+    let heard = readings.heard.get(usize::from(id)).filter(|heard| heard.probe_ns != 0)?;
+    let is_recent = readings.now_ns.saturating_sub(heard.probe_ns) < verdict::RECENT_MS * 1_000_000;
+    is_recent.then_some(heard.forwarding)
 }
 
 /// The services, by VIP.

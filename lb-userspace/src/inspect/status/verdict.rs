@@ -30,7 +30,7 @@ pub struct Problem {
 const FULL_PERCENT: u64 = 90;
 
 /// What is younger than this is still coming in.
-const RECENT_MS: u64 = 1_000;
+pub(super) const RECENT_MS: u64 = 1_000;
 
 pub(super) fn problems(status: &Status) -> Vec<Problem> {
     if status.member.id == 0 {
@@ -74,14 +74,26 @@ fn agent(status: &Status) -> Option<Problem> {
 
 /// The masks are the agent's; a dead one's say nothing new.
 fn peer(member: &MemberStatus, is_agent_alive: bool) -> Option<Problem> {
-    if member.this || !is_agent_alive {
+    if !is_agent_alive {
         return None;
     }
     let name = member.member.title();
+    let blind = member.not_seen_by.join(", ");
     match (member.forwarding, member.eligible) {
+        (true, _) if !blind.is_empty() && member.this => Some(degraded(format!(
+            "this member is not seen by {blind}, whose probes arrive: look at its way there and back"
+        ))),
+        (true, _) if !blind.is_empty() => {
+            Some(degraded(format!("{name} is not seen by {blind}, and is from here: look at the way between them")))
+        }
+        _ if member.this => None,
         (true, true) => None,
         (true, false) => Some(degraded(format!("{name} owns no new flows: its agent is dead or not ready"))),
-        (false, _) => Some(degraded(format!("{name} is not forwarding: {}", silence(member)))),
+        (false, _) => {
+            let seen = member.seen_by.join(", ");
+            let elsewhere = if seen.is_empty() { String::new() } else { format!("; {seen} can see it") };
+            Some(degraded(format!("{name} is not forwarding: {}{elsewhere}", silence(member))))
+        }
     }
 }
 
@@ -91,10 +103,16 @@ fn silence(member: &MemberStatus) -> String {
     match (member.echo_age_ms, member.probe_age_ms) {
         (echo, _) if is_recent(echo) => "its echoes arrive, but it has not been ready since".into(),
         (Some(ms), probe) if is_recent(probe) => {
-            format!("last echo {} ago, while its probes arrive: look at XDP_TX errors of its driver", duration(ms))
+            format!(
+                "last echo {} ago, while its probes arrive: the link carries one direction only, or its driver drops XDP_TX",
+                duration(ms)
+            )
         }
         (Some(ms), _) => format!("last echo {} ago", duration(ms)),
-        (None, Some(_)) => "its probes arrive, but no echo ever did: look at XDP_TX errors of its driver".into(),
+        (None, Some(_)) => {
+            "its probes arrive, but no echo ever did: the link carries one direction only, or its driver drops XDP_TX"
+                .into()
+        }
         (None, None) => "it was never heard".into(),
     }
 }
