@@ -5,6 +5,7 @@ mod differential;
 pub mod floods;
 mod joiner;
 mod kernel;
+mod liveness;
 mod machine;
 mod shows;
 
@@ -30,6 +31,21 @@ pub const ROWS: &[Row] = &[
         name: "agent-kill",
         what: "kill -9 of an agent at 5,000 datagrams a second, against control runs",
         run: agent_kill::run,
+    },
+    Row {
+        name: "detection",
+        what: "30 crashes: how soon each survivor notices, with the default probes",
+        run: liveness::detection,
+    },
+    Row {
+        name: "detection-fast",
+        what: "the same with probes every 10 ms, three missed",
+        run: liveness::fast_detection,
+    },
+    Row {
+        name: "false-alarms",
+        what: "10 minutes with 32 busy processes a CPU and 1 % loss between members",
+        run: liveness::false_alarms,
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row {

@@ -91,7 +91,7 @@ impl Cluster {
     }
 
     /// Waits until all members with an agent take each other for owners of new flows.
-    fn wait_agreed(&self) -> Result<()> {
+    pub fn wait_agreed(&self) -> Result<()> {
         let running = || self.members.iter().filter(|member| member.pid().is_some());
         let all = running().fold(0, |mask, member| mask | bit(member.id));
         let agrees = |member: &Member| {
