@@ -3,16 +3,38 @@
 use lb_common::{
     address::Address,
     flow::{FlowKey as _, UDP},
+    liveness::{PROBE_GOODBYE, Probe},
 };
 use lb_userspace::core::Key;
 
 use crate::{
     agenda::Happening,
     configuration::{ATTACKERS, DNS, WEB, address, flow},
+    rng::Rng,
     segment::{Role, Segment},
     time::MS,
     world::World,
 };
+
+/// Who listens between the members, and speaks in their names; with chance of its own, so that seeds keep their stories.
+pub(crate) struct Liar {
+    rng: Rng,
+    recorded: Vec<Recorded>,
+}
+
+impl Liar {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self { rng: Rng::new(!seed), recorded: Vec::new() }
+    }
+}
+
+/// A probe or an echo that was on its way.
+#[derive(Clone, Copy, Debug)]
+struct Recorded {
+    from: u8,
+    to: u8,
+    probe: Probe,
+}
 
 impl World {
     /// Somebody who is no client sends something, and the next is planned.
@@ -22,6 +44,7 @@ impl World {
         }
         let at = self.now + self.rng.below(2 * self.plan.attack_gap);
         self.agenda.plan(at, Happening::Attack);
+        self.lie_about_a_member();
         match self.rng.below(6) {
             0 => self.quote(),
             1 | 2 => self.flood(),
@@ -55,6 +78,47 @@ impl World {
             Role::Ack | Role::Data | Role::Quote => "spoofed ACK",
         });
         self.send_to_vip(Segment::new(key, role, seq, 0));
+    }
+
+    /// A probe or echo in a member's name: a recording, bent or not, or sent back to whom it came from. The tag and the counter
+    /// must make it nothing: a dead member stays dead, and one that says nothing does not say goodbye.
+    fn lie_about_a_member(&mut self) {
+        let liar = &mut self.liar;
+        let Some(recorded) = liar.rng.pick(&liar.recorded) else { return };
+        let Recorded { from, to, mut probe } = recorded;
+        let (from, to) = match liar.rng.below(3) {
+            0 => {
+                self.stats.count("probe replayed");
+                (from, to)
+            }
+            1 => {
+                self.stats.count("probe reflected");
+                (to, from)
+            }
+            _ => {
+                self.stats.count("probe forged");
+                match liar.rng.below(3) {
+                    0 => probe.flags ^= PROBE_GOODBYE,
+                    1 => probe.counter = u64::MAX.to_be_bytes(),
+                    _ => probe.incarnation = u32::MAX.to_be_bytes(),
+                }
+                (from, to)
+            }
+        };
+        self.agenda.plan(self.now, Happening::Probe { to, from, probe });
+    }
+
+    /// What somebody on the members' network has seen: some of it, for ever.
+    pub(crate) fn record_probe(&mut self, from: u8, to: u8, probe: &Probe) {
+        const KEPT: usize = 64;
+        let recorded = Recorded { from, to, probe: *probe };
+        let liar = &mut self.liar;
+        if liar.recorded.len() < KEPT {
+            liar.recorded.push(recorded);
+        } else if liar.rng.chance(10) {
+            let at = liar.rng.below(KEPT as u64) as usize;
+            liar.recorded[at] = recorded;
+        }
     }
 
     /// Newcomers that want an entry: whole handshakes, ACKs that keep coming, UDP.

@@ -9,7 +9,7 @@ use lb_common::{
     address::{Address, Words, words},
     flow::{FlowEntry, FlowKey as _, Fragment, Pending},
     lifecycle::Lifecycle,
-    liveness::{Heard, Liveness, Probe},
+    liveness::{Heard, Liveness, PROBE_REQUEST, Probe},
     node::{Budget, NODE_DIRECT},
     outer::{Purpose, encapsulate},
     packet::{OuterFields, Part},
@@ -158,6 +158,11 @@ impl Datapath {
             return None;
         }
         let node = &self.installed.node;
+        // As `parse` has it: whose address it comes from, and whom it is for.
+        let ends = if probe.kind == PROBE_REQUEST { (probe.from, probe.to) } else { (probe.to, probe.from) };
+        if ends != (from, node.id) {
+            return None;
+        }
         let (_, echo) = self.heard.entry(from).or_insert_with(Heard::new_zeroed).take(node, from, probe, now_ns);
         echo.filter(|_| self.mutation != Mutation::NeverAnswersProbes || node.id != 1)
     }

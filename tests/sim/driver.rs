@@ -94,6 +94,7 @@ impl World {
                 Output::Install(tables) => self.on_datapath(member, |datapath| datapath.install(*tables)),
                 Output::SetLiveness(liveness) => self.set_liveness(member, liveness),
                 Output::SendProbe { to, probe } => {
+                    self.record_probe(member, to, &probe);
                     if let Some(at) = self.network.carry(self.now, member, to) {
                         self.agenda.plan(at, Happening::Probe { to, from: member, probe });
                     }

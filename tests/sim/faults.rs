@@ -77,7 +77,7 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 30] = [
+pub(crate) const FAULTS: [&str; 33] = [
     "agent killed",
     "agent paused",
     "host crashed",
@@ -100,6 +100,9 @@ pub(crate) const FAULTS: [&str; 30] = [
     "spoofed FIN",
     "spoofed RST",
     "spoofed SYN",
+    "probe replayed",
+    "probe reflected",
+    "probe forged",
     "newcomer of a flood",
     "ICMP error",
     "datagram in fragments",

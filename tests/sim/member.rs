@@ -235,6 +235,7 @@ impl World {
         let Some(echo) = host.datapath.as_mut().and_then(|datapath| datapath.take_probe(local, from, probe)) else {
             return;
         };
+        self.record_probe(to, from, &echo);
         if let Some(at) = self.network.carry(self.now, to, from) {
             self.agenda.plan(at, Happening::Probe { to: from, from: to, probe: echo });
         }

@@ -6,6 +6,7 @@ use lb_common::address::Address;
 
 use crate::{
     agenda::{Agenda, Happening},
+    attacker::Liar,
     client::{Client, ConnId},
     configuration::{Backend, Cluster, server},
     faults::Fault,
@@ -75,6 +76,8 @@ pub(crate) struct World {
     pub(crate) next_run: u64,
     /// Number of the newest server.
     pub(crate) next_backend: u8,
+    /// Between the members.
+    pub(crate) liar: Liar,
     violation: Option<Violation>,
     tracing: bool,
     happenings: u64,
@@ -146,6 +149,7 @@ impl World {
             next_stream: 1,
             next_run: 1,
             next_backend: plan.backends,
+            liar: Liar::new(seed),
             violation: None,
             tracing,
             happenings: 0,
