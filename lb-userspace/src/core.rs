@@ -110,6 +110,8 @@ pub struct Core {
     has_swept: bool,
     /// Whether the map has ever shown an entry.
     has_observed: bool,
+    /// Entries of the map that were written anew because they were damaged.
+    restored: u64,
     /// Buckets that were sent whole to a peer, because it had others.
     repaired: u64,
 }
@@ -256,6 +258,8 @@ pub enum PutMode {
     Insert,
     /// Look up, `records::amend` what is there with the entry, write back; insert if there is none.
     Amend,
+    /// The same with `records::restore`.
+    Restore,
 }
 
 impl Core {
@@ -294,6 +298,7 @@ impl Core {
             sweep: 0,
             has_swept: false,
             has_observed: false,
+            restored: 0,
             repaired: 0,
             view,
         };
@@ -359,6 +364,7 @@ impl Core {
             eligible: self.watch.eligible(self.is_eligible()),
             records: self.live(),
             tombstones: self.tombstones.count,
+            restored: self.restored,
             repaired: self.repaired,
             parked: self.parked.len(),
             parked_dropped: self.parked.dropped,

@@ -3,7 +3,10 @@
 use std::collections::VecDeque;
 
 use lb_common::{flow::FlowEntry, liveness::Liveness, rank::bit, steer::Inserted};
-use lb_userspace::core::{Input, Key, Output, PutMode, records::amend};
+use lb_userspace::core::{
+    Input, Key, Output, PutMode,
+    records::{amend, restore},
+};
 
 use crate::{
     agenda::Happening,
@@ -173,8 +176,9 @@ impl World {
         flows.write_waiting(&key);
         let found = match (flows.get(&key), mode) {
             (Some(found), PutMode::Insert) => Some(found),
-            (Some(found), PutMode::Amend) => {
-                flows.wait_to_write(key, amend(&found, &wanted));
+            (Some(found), PutMode::Amend | PutMode::Restore) => {
+                let mended = if mode == PutMode::Restore { restore } else { amend }(&found, &wanted);
+                flows.wait_to_write(key, mended);
                 let wait = if self.rng.chance(100) { 50 * MS } else { 200 * US };
                 let at = self.now + self.rng.below(wait);
                 self.agenda.plan(at, Happening::Write { member, run, key });

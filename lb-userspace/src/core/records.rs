@@ -88,6 +88,11 @@ impl Record {
         }
     }
 
+    /// Whether all is equal that XDP never writes into an entry that is there.
+    pub fn is_placed_as(&self, other: &Self) -> bool {
+        (self.generation, self.backend, self.owners) == (other.generation, other.backend, other.owners)
+    }
+
     /// Whether the flow has ended.
     pub const fn is_tombstone(&self) -> bool {
         self.lifecycle.state == STATE_DELETED
@@ -145,6 +150,30 @@ pub fn amend(existing: &FlowEntry, wanted: &FlowEntry) -> FlowEntry {
     }
     entry
 }
+
+/// What a flow's entry that is damaged shall hold: `wanted`, and of what XDP has made of it meanwhile what can be true.
+pub fn restore(existing: &FlowEntry, wanted: &FlowEntry) -> FlowEntry {
+    let mut entry = FlowEntry { packets: existing.packets, ..*wanted };
+    if is_plausible(existing, wanted.revision) && (existing.revision, existing.state) > (wanted.revision, wanted.state)
+    {
+        (entry.revision, entry.state) = (existing.revision, existing.state);
+    }
+    let later_by = existing.last_seen.wrapping_sub(wanted.last_seen);
+    if later_by < IDLE_MAX {
+        entry.last_seen = existing.last_seen;
+    }
+    entry
+}
+
+/// Whether an entry's lifecycle can have come of one whose revision was `revision` a sweep ago.
+pub(crate) fn is_plausible(entry: &FlowEntry, revision: u16) -> bool {
+    matches!(entry.state, STATE_YOUNG..STATE_DELETED) && entry.revision <= revision.saturating_add(REVIVALS_MAX)
+}
+
+/// Revivals of a flow between two sweeps; a client that makes more gains nothing by it.
+const REVIVALS_MAX: u16 = 1024;
+/// 2.4 hours: no flow that is known has been idle for longer.
+const IDLE_MAX: u32 = 1 << 23;
 
 /// Whether tick `a` is after tick `b`; ticks wrap.
 pub(crate) const fn is_after(a: u32, b: u32) -> bool {

@@ -8,7 +8,7 @@ use lb_common::flow::{EVENT_ASKED, FlowEntry, FlowKey, PLAUSIBLE_TICKS, STATE_DE
 use super::{
     Core, Key, Output, PutMode,
     event::Event,
-    records::{Record, age, is_after, later, next_count},
+    records::{Record, age, is_after, is_plausible, later, next_count},
     table::{Place, Row},
     wire::{self, Item},
 };
@@ -22,6 +22,11 @@ const IDLE_MS_MAX: u32 = 13 * 24 * 3600 * 1000;
 impl Core {
     /// An entry of the map, as it was a moment ago.
     pub(crate) fn observed(&mut self, now: u64, key: Key, entry: &FlowEntry) {
+        let known = self.table.find(&key).filter(|&number| self.is_damaged(now, number, entry));
+        if let Some(number) = known {
+            self.repair(now, number, entry);
+            return;
+        }
         if entry.tag != key.tag() {
             // An element that the kernel was about to give to another flow.
             return;
@@ -42,6 +47,8 @@ impl Core {
                 let number = self.add(key, record, slot, entry.created, entry.last_seen);
                 if slot != entry.backend {
                     self.put(number, PutMode::Amend);
+                } else if let Some(row) = self.table.row_mut(number) {
+                    row.mapped = true;
                 }
                 self.tell_if_plausible(now, number);
             }
@@ -71,6 +78,36 @@ impl Core {
         }
     }
 
+    /// Whether the map no longer holds what it was seen to hold, in a way that XDP cannot have brought about.
+    ///
+    /// XDP writes times and the lifecycle; a flow that it places anew begins at another time, as a later generation.
+    fn is_damaged(&self, now: u64, number: u32, entry: &FlowEntry) -> bool {
+        let known = self.table.row(number).filter(|row| row.mapped && !row.expiring && !row.record.is_tombstone());
+        known.is_some_and(|row| {
+            let wanted = row.record.entry(row.slot, row.key.tag(), row.created, row.last_seen);
+            let placed = |e: &FlowEntry| {
+                (e.backend, e.creator, e.creator_incarnation, e.generation, e.term, e.primary, e.backup)
+            };
+            let is_same_time = entry.created == wanted.created;
+            let is_same_place = placed(entry) == placed(&wanted);
+            entry.tag != wanted.tag
+                || is_same_time != is_same_place
+                || !is_plausible(entry, wanted.revision)
+                || is_after(entry.last_seen, tick(now).wrapping_add(SLACK))
+        })
+    }
+
+    /// Writes a damaged entry as it was; what XDP may have done to it since, it may have.
+    fn repair(&mut self, now: u64, number: u32, entry: &FlowEntry) {
+        self.restored += 1;
+        if let Some(row) = self.table.row_mut(number)
+            && !is_after(entry.last_seen, tick(now).wrapping_add(SLACK))
+        {
+            row.last_seen = later(row.last_seen, entry.last_seen);
+        }
+        self.put(number, PutMode::Restore);
+    }
+
     fn observed_again(&mut self, now: u64, number: u32, entry: &FlowEntry, record: Record, slot: u16) {
         let Some(&Row { record: known, key, .. }) = self.table.row(number) else { return };
         let merged = known.merge(&record);
@@ -78,9 +115,9 @@ impl Core {
         let refresh = self.timeout_ticks(&key, merged.lifecycle.state) / 4;
         let Some(row) = self.table.row_mut(number) else { return };
         row.last_seen = later(row.last_seen, entry.last_seen);
-        if merged.generation != known.generation {
-            row.created = entry.created;
-        }
+        // An agent's write keeps the time of an entry that was there.
+        row.created = entry.created;
+        row.mapped = slot == entry.backend && merged.is_placed_as(&record);
         let is_due = age(row.last_seen, row.told) >= refresh;
         if merged != record || slot != entry.backend {
             self.put(number, PutMode::Amend);
@@ -279,6 +316,7 @@ impl Core {
             plausible: false,
             expiring: false,
             swept: self.sweep,
+            mapped: false,
             place: Place::default(),
         };
         self.census.add(&row);

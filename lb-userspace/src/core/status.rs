@@ -17,6 +17,8 @@ pub struct Status {
     pub records: usize,
     /// Records of flows that have ended.
     pub tombstones: usize,
+    /// Entries of the flow maps that were damaged, and written anew.
+    pub restored: u64,
     /// Buckets of records that were sent whole to a peer, because it held others.
     pub repaired: u64,
     /// Records that wait for a configuration that knows their backend.

@@ -38,6 +38,8 @@ pub(crate) struct Row {
     pub(crate) expiring: bool,
     /// The sweep that last saw the flow in the map.
     pub(crate) swept: u8,
+    /// Whether the map was seen to hold the record as it is: what differs from now on is damage, and no news.
+    pub(crate) mapped: bool,
     pub(crate) place: Place,
 }
 
@@ -124,6 +126,7 @@ impl Table {
         let before = (row.record, row.plausible);
         let result = change(row);
         if before != (row.record, row.plausible) {
+            row.mapped &= before.0.is_placed_as(&row.record);
             let (old, new) = (row.place.digest, row.digest(&self.secret));
             row.place.digest = new;
             if let Some((sum, _)) = self.buckets.get_mut(usize::from(row.place.bucket)) {

@@ -23,6 +23,7 @@ use super::{
 mod acknowledging;
 mod configuration;
 mod convergence;
+mod damage;
 mod digests;
 mod expiry;
 mod liveness;
@@ -318,6 +319,9 @@ impl Net {
             (Some(entry), PutMode::Insert) => self.input(id, Input::Observed { key, entry }),
             (Some(existing), PutMode::Amend) => {
                 host.flows.insert(key, records::amend(&existing, &entry));
+            }
+            (Some(existing), PutMode::Restore) => {
+                host.flows.insert(key, records::restore(&existing, &entry));
             }
             (None, _) => {
                 host.flows.insert(key, entry);

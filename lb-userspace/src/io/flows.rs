@@ -6,7 +6,10 @@ use aya::{
 };
 use lb_common::flow::FlowEntry;
 
-use crate::core::{PutMode, records::amend};
+use crate::core::{
+    PutMode,
+    records::{amend, restore},
+};
 
 /// `BPF_ANY`, `BPF_NOEXIST`, `BPF_EXIST` (uapi/linux/bpf.h).
 const NOEXIST: u64 = 1;
@@ -57,9 +60,10 @@ impl<K: Pod> FlowTable<K> {
         for _ in 0..4 {
             let there = match mode {
                 PutMode::Insert => None,
-                PutMode::Amend => self.look_up(key)?,
+                PutMode::Amend | PutMode::Restore => self.look_up(key)?,
             };
             let written = match there {
+                Some(there) if mode == PutMode::Restore => self.map.insert(key, restore(&there, &entry), EXIST),
                 Some(there) => self.map.insert(key, amend(&there, &entry), EXIST),
                 None => self.map.insert(key, entry, NOEXIST),
             };
@@ -149,6 +153,19 @@ mod tests {
         assert_eq!(table.put(&KEY, entry(2, 5), PutMode::Amend).unwrap(), Put::Done);
         let now = table.look_up(&KEY).unwrap().unwrap();
         assert_eq!((now.backend, now.last_seen), (2, 9));
+    }
+
+    #[test]
+    fn a_restoration_overwrites_what_an_amendment_would_keep() {
+        let Some(mut table) = table() else { return };
+        let good = FlowEntry { created: 3, state: 2, ..entry(1, 9) };
+        let damaged = FlowEntry { generation: 1 << 9, created: 3 ^ 1 << 30, state: 3, last_seen: 12, ..good };
+        table.put(&KEY, damaged, PutMode::Insert).unwrap();
+        table.put(&KEY, good, PutMode::Amend).unwrap();
+        assert_eq!(table.look_up(&KEY).unwrap(), Some(damaged), "a later generation is the datapath's word");
+        table.put(&KEY, good, PutMode::Restore).unwrap();
+        let wanted = FlowEntry { state: 3, last_seen: 12, ..good };
+        assert_eq!(table.look_up(&KEY).unwrap(), Some(wanted), "what the datapath may have written stays");
     }
 
     #[test]
