@@ -397,6 +397,7 @@ impl Core {
             snapshot_sent: link.is_some_and(|link| link.cursor.is_none()),
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
+            agrees: link.is_some_and(|link| link.comparison.knows_all()),
             queued: link.map_or(0, |link| link.urgent.len() + link.lazy.len()),
             outstanding: link.filter(|link| link.acknowledges()).map_or(0, |link| link.acknowledgements.outstanding()),
         }

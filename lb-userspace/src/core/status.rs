@@ -50,6 +50,8 @@ pub struct PeerStatus {
     pub snapshot_received: bool,
     /// Whether its configuration is ours.
     pub same_configuration: bool,
+    /// Whether, since its snapshot, each bucket was equal once or came whole from it.
+    pub agrees: bool,
     /// Flows that wait to be sent to it.
     pub queued: usize,
     /// Frames of changes that it has not acknowledged.

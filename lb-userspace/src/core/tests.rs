@@ -267,8 +267,8 @@ impl Net {
     fn carry_out(&mut self, id: u8) {
         self.depth += 1;
         self.carry_out_one_by_one(id);
-        self.depth -= 1;
-        while self.depth == 0
+        // What arrives may be answered: not from within, however long the conversation becomes.
+        while self.depth == 1
             && let Some((session, bytes)) = self.mail.pop_front()
         {
             match bytes {
@@ -276,6 +276,7 @@ impl Net {
                 None => self.hang_up(session),
             }
         }
+        self.depth -= 1;
     }
 
     fn carry_out_one_by_one(&mut self, id: u8) {
