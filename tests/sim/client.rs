@@ -34,7 +34,7 @@ pub(crate) struct Client {
     pub(crate) server: Option<Address>,
     /// When a packet of it was last delivered to the right server.
     pub(crate) delivered: Ns,
-    /// By which member; 0 for none.
+    /// By which member that has an entry of it; 0 for none.
     pub(crate) delivered_by: u8,
     /// When its last answer came.
     pub(crate) answered: Ns,
@@ -139,7 +139,7 @@ impl World {
                 client.tries += 1;
                 self.transmit(id, if is_udp { Role::Data } else { Role::Syn });
             }
-            Phase::Open | Phase::Closing if client.waits && !is_udp => {
+            Phase::Open | Phase::Closing if client.waits && (!is_udp || calm_silence) => {
                 client.tries += 1;
                 let role = if client.phase == Phase::Closing { Role::Fin } else { Role::Data };
                 self.transmit(id, role);

@@ -7,7 +7,7 @@ use lb_common::{
 };
 use lb_userspace::core::{Key, View, view};
 
-use crate::{member::named, world::World};
+use crate::{member::named, time::S, world::World};
 
 /// Networks (RFC 5737): three bytes of their IPv4 addresses, and of their IPv6 addresses below 2001:db8::/32.
 pub(crate) const VIPS: Network = [203, 0, 113];
@@ -130,7 +130,11 @@ impl World {
         let version = self.configs.len() - 1;
         let members: Vec<u8> = self.hosts.keys().copied().collect();
         for member in members {
-            let at = self.now + self.rng.below(self.plan.skew);
+            let wait = self.rng.below(self.plan.skew);
+            if wait > S {
+                self.stats.count("reload staggered by seconds");
+            }
+            let at = self.now + wait;
             self.agenda.plan(at, crate::agenda::Happening::Configure { member, version });
         }
     }
@@ -138,11 +142,12 @@ impl World {
     /// A member reads a version, unless it has a newer one.
     pub(crate) fn configure(&mut self, member: u8, version: usize) {
         let Some(view) = self.view(member, version) else { return };
+        let now = self.now;
         let Some(host) = self.hosts.get_mut(&member).filter(|host| host.agent.is_some() && host.version < version)
         else {
             return;
         };
-        host.version = version;
+        host.take_version(version, &self.configs[version], now);
         self.trace(|| format!("member {member}: configuration {version}"));
         self.input(member, lb_userspace::core::Input::Configure(Box::new(view)));
     }

@@ -98,14 +98,18 @@ impl World {
                 Output::SetLiveness(liveness) => self.set_liveness(member, liveness),
                 Output::SendProbe { to, probe } => {
                     self.record_probe(member, to, &probe);
-                    if let Some(at) = self.network.carry(self.now, member, to) {
-                        self.agenda.plan(at, Happening::Probe { to, from: member, probe });
-                    }
+                    let at = self.network.carry(self.now, member, to);
+                    self.arrive(at, Happening::Probe { to, from: member, probe });
                 }
                 Output::PutFlow { key, entry, mode } => self.put_flow(member, run, key, entry, mode),
                 Output::DeleteFlow { key, unless_seen_since } => self.delete_flow(member, key, unless_seen_since),
                 Output::Dial { peer } => self.dial(member, run, peer),
-                Output::Send { session, bytes } => self.send(session, &bytes),
+                Output::Send { session, bytes } => {
+                    if self.dies_in_flush(member, session, &bytes) {
+                        return;
+                    }
+                    self.send(session, &bytes);
+                }
                 Output::Close { session } => self.close(session),
                 Output::RaiseIncarnation(incarnation) => self.raise_incarnation(member, incarnation),
                 Output::Report(event) => self.trace(|| format!("member {member}: {event}")),

@@ -87,7 +87,11 @@ impl World {
             tables.insert(host.id, self.canonical(host.id));
         }
         let is_roomy = self.hosts.values().filter(|host| host.enlisted).all(|host| {
-            host.overfull == 0 && host.datapath.as_ref().is_none_or(|datapath| datapath.refused.get() == 0)
+            // What was parked beyond the bound comes with the next snapshot.
+            let parked_all = host.agent.as_ref().is_none_or(|agent| agent.core.status().parked_dropped == 0);
+            parked_all
+                && host.overfull == 0
+                && host.datapath.as_ref().is_none_or(|datapath| datapath.refused.get() == 0)
         });
         let mut union = Table::new();
         for table in tables.values() {
@@ -113,11 +117,13 @@ impl World {
             });
         }
         let misplaced = self.clients.values().filter(|client| client.is_live()).find(|client| {
-            let found = union.get(&client.key);
-            found.is_some_and(|found| Some(found.backend) != client.server && client.delivered >= self.plan.healed_at)
+            let found = union.get(&client.key).filter(|_| client.server.is_some_and(|server| self.is_newest(server)));
+            let differs = |found: &Canonical| Some(found.backend) != client.server && self.is_newest(found.backend);
+            found.is_some_and(differs) && client.delivered >= self.plan.healed_at
         });
         if let Some(key) = misplaced.map(|client| client.key) {
             let found = union.get(&key);
+            self.trace_records(&key);
             self.violate(Invariant::Convergence, || format!("{} is recorded elsewhere: {found:?}", flow_name(&key)));
         }
     }
@@ -142,6 +148,10 @@ impl World {
     fn can_agree(&self, one: &Canonical, other: &Canonical) -> bool {
         let newest = &self.configs[self.configs.len() - 1];
         newest.serves(one.backend) && newest.serves(other.backend)
+    }
+
+    fn is_newest(&self, server: Address) -> bool {
+        self.configs[self.configs.len() - 1].serves(server)
     }
 
     /// Every connection that lives gets answers.

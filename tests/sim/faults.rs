@@ -1,8 +1,12 @@
 //! What breaks, for how long, and how it is mended.
 
+use lb_userspace::core::wire;
+
 use crate::{
     agenda::Happening,
     configuration::{Backend, Cluster, server},
+    freezes::Frozen,
+    partitions::Partition,
     time::{MS, Ns, S},
     world::World,
 };
@@ -18,6 +22,8 @@ pub(crate) enum Fault {
     Boot(u8),
     /// A member that left is switched off.
     SwitchOff(u8),
+    /// A host that stood still goes on.
+    Thaw(u8),
     /// A detached program is attached again.
     Attach(u8),
     /// A member's agent is told to stop.
@@ -26,6 +32,8 @@ pub(crate) enum Fault {
     Mend(u8, u8),
     /// Links lose as little as before.
     EndLoss,
+    /// Nothing arrives twice any more.
+    EndTwins,
     /// The router takes a member back that it had lost sight of.
     Recall(u8),
     /// All is mended; nothing breaks any more.
@@ -39,12 +47,13 @@ pub(crate) enum Fault {
 enum Kind {
     KillAgent,
     PauseAgent,
+    Freeze(Frozen),
     Crash,
+    CrashInFlush,
     Detach,
-    CutBoth,
-    CutOneWay,
-    Isolate,
+    Cut(Partition),
     Loss,
+    Twins,
     Reshuffle,
     LoseSight,
     AddBackend,
@@ -54,17 +63,26 @@ enum Kind {
     RemoveMember,
 }
 
-const KINDS: [Kind; 19] = [
+const KINDS: [Kind; 28] = [
     Kind::KillAgent,
     Kind::KillAgent,
     Kind::PauseAgent,
+    Kind::Freeze(Frozen::Datapath),
+    Kind::Freeze(Frozen::Host),
+    Kind::Freeze(Frozen::HostAndClock),
     Kind::Crash,
     Kind::Crash,
+    Kind::CrashInFlush,
+    Kind::CrashInFlush,
     Kind::Detach,
-    Kind::CutBoth,
-    Kind::CutOneWay,
-    Kind::Isolate,
+    Kind::Cut(Partition::Pair),
+    Kind::Cut(Partition::OneWay),
+    Kind::Cut(Partition::Member),
+    Kind::Cut(Partition::Halves),
+    Kind::Cut(Partition::Deaf),
+    Kind::Cut(Partition::Tangle),
     Kind::Loss,
+    Kind::Twins,
     Kind::Reshuffle,
     Kind::Reshuffle,
     Kind::LoseSight,
@@ -77,15 +95,32 @@ const KINDS: [Kind; 19] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 33] = [
+pub(crate) const FAULTS: [&str; 50] = [
     "agent killed",
     "agent paused",
+    "datapath paused",
+    "host paused",
+    "host and clock paused",
     "host crashed",
+    "host crashed within a flush",
+    "start with an empty table",
+    "start with a table in use",
+    "start with a full table",
+    "agent upgraded",
+    "agent downgraded",
+    "session between versions",
+    "reload staggered by seconds",
+    "backend changed with another fault",
     "program detached",
     "link cut",
     "link cut one way",
     "member isolated",
+    "cluster split in two",
+    "member hears nobody",
+    "member is heard by nobody",
+    "partition that is not transitive",
     "links lose packets",
+    "packet delivered twice",
     "router reshuffles",
     "router loses sight of a member",
     "backend added",
@@ -113,7 +148,6 @@ pub(crate) const FAULTS: [&str; 33] = [
     "session broken",
 ];
 
-const MEMBERS_MAX: usize = 5;
 const BACKENDS_MAX: usize = 9;
 
 impl World {
@@ -121,6 +155,10 @@ impl World {
     pub(crate) fn fault(&mut self, fault: Fault) {
         match fault {
             Fault::Strike => self.strike(),
+            Fault::StartAgent(member) | Fault::Attach(member) | Fault::Stop(member) if self.is_frozen(member) => {
+                let at = self.hosts.get(&member).map_or(0, |host| host.frozen.1);
+                self.agenda.plan(at.max(self.now + 1), Happening::Fault(fault));
+            }
             Fault::StartAgent(member) => self.start_agent(member),
             Fault::Boot(member) => self.boot_if_enlisted(member),
             Fault::SwitchOff(member) => {
@@ -128,6 +166,7 @@ impl World {
                     self.crash(member);
                 }
             }
+            Fault::Thaw(member) => self.thaw(member),
             Fault::Attach(member) => self.set_attached(member, true),
             Fault::Stop(member) => {
                 if self.hosts.get(&member).is_some_and(|host| !host.enlisted) {
@@ -135,6 +174,7 @@ impl World {
                 }
             }
             Fault::Mend(a, b) => self.network.mend(self.now, a, b),
+            Fault::EndTwins => self.network.twins_permille = 0,
             Fault::EndLoss => self.network.loss_permille = 0,
             Fault::Recall(member) => self.route(member, true),
             Fault::Heal => self.heal(),
@@ -146,6 +186,12 @@ impl World {
         if self.calm {
             return;
         }
+        // Backends change at the very moment of whatever else happens.
+        if self.rng.chance(100) {
+            self.stats.count("backend changed with another fault");
+            let kind = self.rng.pick(&[Kind::AddBackend, Kind::DrainBackend, Kind::RemoveBackend]);
+            self.change_backends(kind.unwrap_or(Kind::AddBackend));
+        }
         let gap = self.plan.fault_gap;
         let at = self.now + self.rng.below(2 * gap);
         self.agenda.plan(at, Happening::Fault(Fault::Strike));
@@ -154,8 +200,15 @@ impl World {
         let (Some(kind), Some(member)) = (self.rng.pick(&KINDS), self.rng.pick(&running)) else { return };
         self.trace(|| format!("fault {kind:?} at {member}"));
         match kind {
-            Kind::KillAgent | Kind::PauseAgent | Kind::Crash | Kind::Detach => self.strike_member(kind, member),
-            Kind::CutBoth | Kind::CutOneWay | Kind::Isolate => self.strike_links(kind, member),
+            Kind::KillAgent | Kind::PauseAgent | Kind::Crash | Kind::CrashInFlush | Kind::Detach => {
+                self.strike_member(kind, member);
+            }
+            Kind::Freeze(what) => self.freeze(member, what),
+            Kind::Cut(partition) => self.partition(partition, member),
+            Kind::Twins => {
+                self.network.twins_permille = self.rng.pick(&[20, 200]).unwrap_or(20);
+                self.mend_later(Fault::EndTwins, 2 * S);
+            }
             Kind::Loss => {
                 self.stats.count("links lose packets");
                 self.network.loss_permille = self.rng.pick(&[10, 50, 200]).unwrap_or(10);
@@ -178,10 +231,15 @@ impl World {
 
     fn strike_member(&mut self, kind: Kind, member: u8) {
         match kind {
+            // Nothing happens on a host that stands still, but its end.
+            _ if self.is_frozen(member) && !matches!(kind, Kind::Crash) => {}
             Kind::KillAgent => {
                 self.stats.count("agent killed");
                 self.kill_agent(member);
-                self.mend_later(Fault::StartAgent(member), 4 * S);
+                self.exchange_program(member);
+                // An upgrade is over in no time.
+                let within = self.rng.pick(&[50 * MS, 4 * S]).unwrap_or(S);
+                self.mend_later(Fault::StartAgent(member), within);
             }
             Kind::PauseAgent => {
                 self.stats.count("agent paused");
@@ -199,6 +257,11 @@ impl World {
                 let at = self.now + self.rng.between(S, 4 * S);
                 self.agenda.plan(at, Happening::Fault(Fault::Boot(member)));
             }
+            Kind::CrashInFlush => {
+                if let Some(host) = self.hosts.get_mut(&member) {
+                    host.is_doomed = true;
+                }
+            }
             _ => {
                 self.stats.count("program detached");
                 self.set_attached(member, false);
@@ -207,19 +270,13 @@ impl World {
         }
     }
 
-    fn strike_links(&mut self, kind: Kind, member: u8) {
-        let others: Vec<u8> = self.hosts.keys().copied().filter(|&id| id != member).collect();
-        let Some(other) = self.rng.pick(&others) else { return };
-        let (cuts, name): (Vec<(u8, u8)>, _) = match kind {
-            Kind::CutBoth => (vec![(member, other), (other, member)], "link cut"),
-            Kind::CutOneWay => (vec![(member, other)], "link cut one way"),
-            _ => (others.iter().flat_map(|&id| [(member, id), (id, member)]).collect(), "member isolated"),
-        };
-        self.stats.count(name);
-        let length = self.rng.between(20 * MS, 4 * S);
-        for (from, to) in cuts {
-            self.network.cut(self.now, from, to);
-            self.agenda.plan(self.now + length, Happening::Fault(Fault::Mend(from, to)));
+    /// The agent that starts next may be of another version.
+    fn exchange_program(&mut self, member: u8) {
+        let (is_mixed, speaks) = (self.plan.is_mixed, self.rng.pick(&[1, wire::VERSION]).unwrap_or(1));
+        let Some(host) = self.hosts.get_mut(&member).filter(|_| is_mixed) else { return };
+        if host.speaks != speaks {
+            self.stats.count(if host.speaks < speaks { "agent upgraded" } else { "agent downgraded" });
+            host.speaks = speaks;
         }
     }
 
@@ -252,7 +309,7 @@ impl World {
 
     fn add_member(&mut self) {
         let mut cluster = self.newest().clone();
-        let absent = (1..=MEMBERS_MAX as u8)
+        let absent = (1..=self.plan.members_max)
             .find(|id| !cluster.members.contains(id) && self.hosts.get(id).is_none_or(|host| !host.up));
         let Some(id) = absent else { return };
         self.stats.count("member added");
@@ -288,6 +345,10 @@ impl World {
         let version = self.configs.len() - 1;
         let members: Vec<u8> = self.hosts.values().filter(|host| host.enlisted).map(|host| host.id).collect();
         for member in members {
+            self.thaw(member);
+            if let Some(host) = self.hosts.get_mut(&member) {
+                host.is_doomed = false;
+            }
             if let Some(agent) = self.hosts.get_mut(&member).and_then(|host| host.agent.as_mut()) {
                 agent.paused_until = 0;
             }

@@ -24,6 +24,9 @@ const SETTLED: Ns = 1500 * MS;
 /// How long a member may take to notice that it, or a peer, is out.
 const GRACE: Ns = S;
 
+/// How long a member that stood still may take to read what its peers have told it meanwhile.
+const WAKING: Ns = 100 * MS;
+
 /// Flows that are idle for less are not ended by those who do not see them: the others tell of them in time.
 const TELLABLE: Ns = 5 * S;
 
@@ -123,7 +126,9 @@ impl World {
         if server == *backend {
             // An error is no sign of life.
             if segment.role != Role::Quote {
-                (client.delivered, client.delivered_by) = (now, delivery.member);
+                // Who delivers without an entry, because there is no room or no budget, keeps nothing of it.
+                let witness = if delivery.after.is_some() { delivery.member } else { 0 };
+                (client.delivered, client.delivered_by) = (now, witness);
             }
         } else {
             self.judge_misdelivery(delivery, server);
@@ -141,11 +146,22 @@ impl World {
             self.stats.count("wrong server: the right one is out of service");
             return;
         }
+        // The network has hidden its packets from those who ask whether it still lives.
+        let client = self.clients.get(&segment.conn);
+        if client.is_some_and(|client| 4 * (self.now - client.delivered) >= 3 * self.plan.established()) {
+            self.stats.count("wrong server: the flow was idle for its timeout");
+            return;
+        }
         let is_full = |host: &Host| {
             host.overfull > 0 || host.datapath.as_ref().is_some_and(|datapath| datapath.refused.get() > 0)
         };
         if self.hosts.get(member).is_some_and(is_full) {
             self.stats.count("wrong server: the member had no room for the flow");
+            return;
+        }
+        // What its peers told it meanwhile comes right after what waited in its NIC.
+        if self.hosts.get(member).is_some_and(|host| self.now < host.frozen.1.saturating_add(WAKING)) {
+            self.stats.count("wrong server: the member has just woken");
             return;
         }
         let knows = before.is_some_and(|entry| {
@@ -170,13 +186,17 @@ impl World {
         });
     }
 
-    /// A healthy member that has long had the flow's record, and that both `member` and `receiver` can reach.
+    /// A healthy member that has long had the flow's record, and that both `member` and `receiver` can reach and are long known to.
     fn witness(&self, key: &Key, server: Address, member: u8, receiver: u8) -> Option<u8> {
         let since = self.now.saturating_sub(SETTLED);
         let reaches =
             |id: u8| self.network.worked_since(id, member, since) && self.network.worked_since(id, receiver, since);
+        let knows = |host: &Host, id: u8| host.acquainted.get(&id).is_some_and(|&at| at <= since);
         self.hosts
             .values()
+            // If it has ended a flow of which packets were still to come, `judge_expiry` says so.
+            .filter(|host| host.id != member)
+            .filter(|host| [member, receiver].iter().all(|&id| id == host.id || knows(host, id)))
             .filter(|host| host.serves() && host.ready_since(since) && host.agent_changed <= since && reaches(host.id))
             .find(|host| {
                 let known = self.oracle.known_since(host.id, key, server).filter(|&known| known <= since);
@@ -208,7 +228,7 @@ impl World {
         let Some(owner) = self.hosts.get(&delivery.member) else { return };
         let out_since = owner.vouched_until.max(owner.host_changed);
         let is_out = owner.agent.as_ref().is_none_or(|agent| agent.ready_since.is_none());
-        if !is_out || self.now - out_since < GRACE {
+        if !is_out || self.now.saturating_sub(out_since) < GRACE {
             return;
         }
         let receiver = delivery.segment.receiver;
@@ -267,8 +287,11 @@ impl World {
         // Probes of an agent that runs, or did until just now, hide from a member without one that the peer's program is detached.
         let probes = |host: &Host| host.agent.is_some() || host.agent_changed > long_ago;
         let is_hidden = host.agent.is_none() && target.is_some_and(probes);
-        let is_gone =
-            target.is_none_or(|host| !(host.up && host.attached) && host.host_changed < long_ago) && !is_hidden;
+        let is_gone = target.is_none_or(|host| {
+            !(host.up && host.attached) && host.host_changed < long_ago
+                || host.is_frozen(self.now) && host.frozen.0 < long_ago
+        });
+        let is_gone = is_gone && !is_hidden;
         if is_gone && !is_new {
             self.violate(Invariant::NoBlackHole, || format!("member {from} hands a packet to {to}, long gone"));
         }
@@ -276,7 +299,9 @@ impl World {
 
     /// A member's agent has stopped counting these members as forwarding.
     pub(crate) fn judge_suspicion(&mut self, member: u8, lost: u64) {
-        let well = self.hosts.values().filter(|host| lost & bit(host.id) != 0 && host.up && host.attached);
+        let well = self.hosts.values().filter(|host| {
+            lost & bit(host.id) != 0 && host.up && host.attached && host.frozen.1.saturating_add(S) < self.now
+        });
         let false_alarms = well.filter(|host| self.network.worked_since(member, host.id, self.now)).count() as u64;
         self.stats.add("false alarm", false_alarms);
     }
@@ -284,6 +309,7 @@ impl World {
     /// A member's agent has deleted an entry: was the flow idle?
     pub(crate) fn judge_expiry(&mut self, member: u8, key: &Key, entry: &FlowEntry) {
         self.stats.count("entry deleted");
+        self.trace(|| format!("member {member}: ends {}", flow_name(key)));
         self.oracle.note_deletion(self.now, *key);
         let since = self.now.saturating_sub(SETTLED);
         if !is_recorded(entry) {
@@ -292,11 +318,15 @@ impl World {
         let timeout = self.plan.timeout(key, entry.state);
         let Some(client) = self.clients.values().find(|client| client.key == *key && client.is_live()) else { return };
         let idle = self.now - client.delivered;
-        let has_company = self.hosts.values().any(|host| {
-            host.id != member && host.ready_since(since) && self.network.worked_since(host.id, member, since)
+        // Who sees the packets knows better than any peer. Another may not have been told, and may have told others that it is over.
+        let told_since = self.now.saturating_sub(timeout.min(TELLABLE) + SETTLED);
+        let teller = self.hosts.get(&client.delivered_by);
+        let tells = teller.is_some_and(|teller| {
+            let is_sound = |host: &Host| host.agent_changed.max(host.host_changed) <= told_since;
+            let reaches = |host: &Host| self.network.worked_since(teller.id, host.id, told_since) && is_sound(host);
+            is_sound(teller) && self.hosts.values().filter(|host| host.enlisted).all(reaches)
         });
-        // Who sees the packets knows better than any peer; another may not have been told yet.
-        let is_told = member == client.delivered_by || has_company && timeout >= TELLABLE;
+        let is_told = member == client.delivered_by || tells && timeout >= TELLABLE;
         if is_told && idle < timeout / 4 && client.opened < since {
             self.violate(Invariant::NoEarlyExpiry, || {
                 format!("member {member} deletes {} after {} ms: {entry:?}", flow_name(key), idle / MS)

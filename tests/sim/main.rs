@@ -7,12 +7,15 @@ mod agenda;
 mod attacker;
 mod campaign;
 mod client;
+#[cfg(test)]
+mod clocks;
 mod configuration;
 mod datapath;
 mod driver;
 mod elements;
 mod ending;
 mod faults;
+mod freezes;
 mod invariants;
 #[cfg(test)]
 mod kept;
@@ -22,6 +25,7 @@ mod mutation;
 mod network;
 mod oracle;
 mod packets;
+mod partitions;
 mod plan;
 mod planted;
 mod rng;

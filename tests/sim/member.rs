@@ -1,17 +1,17 @@
 //! A member: host, datapath and agent, which fail separately.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use lb_common::{
     address::Address,
     hash::{HashKey, mix},
     rank::bit,
 };
-use lb_userspace::core::{self, Core, Input, Key};
+use lb_userspace::core::{self, Core, Input, Key, wire};
 
 use crate::{
     agenda::Happening,
-    configuration::{MEMBERS, address},
+    configuration::{Cluster, MEMBERS, address},
     datapath::Datapath,
     time::{MS, Ns, S},
     world::World,
@@ -37,16 +37,28 @@ pub(crate) struct Host {
     pub(crate) announced: bool,
     /// The version of the configuration that its agent has, or had.
     pub(crate) version: usize,
+    /// Since when its agent has had the others configured.
+    pub(crate) acquainted: BTreeMap<u8, Ns>,
     /// Whether it is to be in the cluster at all.
     pub(crate) enlisted: bool,
     /// How often its tables were found full since it was switched on: then it does not know what others know.
     pub(crate) overfull: u64,
     /// When its agent last was ready.
     pub(crate) vouched_until: Ns,
+    /// Since when, and until when, its CPUs do not run: packets wait in its NIC.
+    pub(crate) frozen: (Ns, Ns),
+    /// Packets that wait in its NIC.
+    pub(crate) in_nic: usize,
+    /// It crashes when its agent next has records to send.
+    pub(crate) is_doomed: bool,
+    /// The highest version of the protocol that its agent speaks.
+    pub(crate) speaks: u8,
     /// The incarnation on its disk.
     incarnation: u32,
     /// Its monotonic clock at the simulation's beginning; negative after a start in it.
     clock: i128,
+    /// When its clock stopped, if it stands still.
+    clock_stopped: Option<Ns>,
 }
 
 /// The agent's process: the core, and the driver's half-done work.
@@ -80,22 +92,49 @@ impl Host {
             host_changed: 0,
             announced: false,
             version: 0,
+            acquainted: BTreeMap::new(),
             enlisted: false,
             overfull: 0,
             vouched_until: 0,
+            frozen: (0, 0),
+            in_nic: 0,
+            is_doomed: false,
+            speaks: wire::VERSION,
             incarnation: 0,
             clock: 0,
+            clock_stopped: None,
         }
     }
 
     /// Its monotonic clock.
     pub(crate) fn local(&self, now: Ns) -> u64 {
-        u64::try_from(i128::from(now) + self.clock).unwrap_or(1)
+        u64::try_from(i128::from(self.clock_stopped.unwrap_or(now)) + self.clock).unwrap_or(1)
+    }
+
+    /// Its clock stands still.
+    pub(crate) fn stop_clock(&mut self, now: Ns) {
+        self.clock_stopped = Some(now);
+    }
+
+    /// Its clock goes on from where it stood.
+    pub(crate) fn clock_goes_on(&mut self, now: Ns) {
+        if let Some(stopped) = self.clock_stopped.take() {
+            self.clock -= i128::from(now - stopped);
+        }
     }
 
     /// When its clock will show `local`.
     pub(crate) fn global(&self, local: u64) -> Ns {
         u64::try_from(i128::from(local) - self.clock).unwrap_or(0)
+    }
+
+    /// Its agent has this version of the configuration now.
+    pub(crate) fn take_version(&mut self, version: usize, cluster: &Cluster, now: Ns) {
+        self.version = version;
+        self.acquainted.retain(|id, _| cluster.members.contains(id));
+        for &id in &cluster.members {
+            self.acquainted.entry(id).or_insert(now);
+        }
     }
 
     /// Whether packets that reach it are balanced, and it has been fit for it.
@@ -134,6 +173,10 @@ impl World {
         host.up = true;
         host.attached = true;
         host.announced = false;
+        host.frozen = (0, 0);
+        host.clock_stopped = None;
+        host.in_nic = 0;
+        host.is_doomed = false;
         host.overfull = 0;
         host.host_changed = now;
         host.datapath = Some(Datapath::new(sizes, mutation, rng));
@@ -148,12 +191,19 @@ impl World {
         let (now, run) = (self.now, self.next_run);
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let Some(datapath) = host.datapath.as_ref().filter(|_| host.up && host.agent.is_none()) else { return };
+        let adopted = datapath.adopted();
+        let entries = datapath.flows.borrow().len();
+        self.stats.count(match entries {
+            0 => "start with an empty table",
+            n if n >= self.plan.sizes.flows => "start with a full table",
+            _ => "start with a table in use",
+        });
         self.next_run += 1;
         host.incarnation += 1;
-        host.version = version;
+        host.take_version(version, &self.configs[version], now);
         host.agent_changed = now;
         host.attached = true;
-        let core = Core::new(host.local(now), view, host.incarnation, mix(run + 1), &datapath.adopted());
+        let core = Core::new(host.local(now), view, host.incarnation, mix(run + 1), &adopted).speaking(host.speaks);
         let agent = Agent {
             core,
             run,
@@ -197,6 +247,7 @@ impl World {
         host.host_changed = now;
         self.trace(|| format!("member {member}: host crashes"));
         self.oracle.forget_member(member);
+        self.lose_unsent(member);
         self.tell_router(member, false, 300 * MS);
     }
 
@@ -230,15 +281,17 @@ impl World {
         if !self.knows_member(to, from) {
             return;
         }
+        if self.waits_in_nic(to, || Happening::Probe { to, from, probe: *probe }) {
+            return;
+        }
         let Some(host) = self.hosts.get_mut(&to).filter(|host| host.up && host.attached) else { return };
         let local = host.local(self.now);
         let Some(echo) = host.datapath.as_mut().and_then(|datapath| datapath.take_probe(local, from, probe)) else {
             return;
         };
         self.record_probe(to, from, &echo);
-        if let Some(at) = self.network.carry(self.now, to, from) {
-            self.agenda.plan(at, Happening::Probe { to: from, from: to, probe: echo });
-        }
+        let at = self.network.carry(self.now, to, from);
+        self.arrive(at, Happening::Probe { to: from, from: to, probe: echo });
     }
 }
 

@@ -22,6 +22,8 @@ pub(crate) struct Network {
     links: BTreeMap<(u8, u8), Link>,
     /// Packets of 1000 that any link loses.
     pub(crate) loss_permille: u64,
+    /// Packets of 1000 that any path delivers twice.
+    pub(crate) twins_permille: u64,
     /// The fastest a packet can be.
     delay: Ns,
     /// What chance adds to it; beyond the gap between two packets it reorders them.
@@ -32,7 +34,7 @@ pub(crate) struct Network {
 impl Network {
     /// Links that work.
     pub(crate) fn new(delay: Ns, jitter: Ns, rng: Rng) -> Self {
-        Self { links: BTreeMap::new(), loss_permille: 0, delay, jitter, rng }
+        Self { links: BTreeMap::new(), loss_permille: 0, twins_permille: 0, delay, jitter, rng }
     }
 
     /// When a packet sent now arrives; `None` if it is lost.
@@ -47,6 +49,13 @@ impl Network {
     pub(crate) fn carry_outside(&mut self, now: Ns) -> Option<Ns> {
         let is_lost = self.rng.chance(self.loss_permille / 4);
         (!is_lost).then(|| now + 10 * US + self.rng.below(200 * US))
+    }
+
+    /// When a packet that arrives at `at` arrives once more, if it does.
+    pub(crate) fn twin(&mut self, at: Ns) -> Option<Ns> {
+        let delay = self.rng.pick(&[10 * US, MS, 30 * MS]).unwrap_or(MS);
+        let after = self.rng.below(delay);
+        self.rng.chance(self.twins_permille).then_some(at + after)
     }
 
     /// How long a segment of a TCP connection takes, retransmissions included.
@@ -86,6 +95,7 @@ impl Network {
     /// Takes back all cuts and losses.
     pub(crate) fn mend_all(&mut self, now: Ns) {
         self.loss_permille = 0;
+        self.twins_permille = 0;
         for link in self.links.values_mut().filter(|link| link.cuts > 0) {
             *link = Link { cuts: 0, changed: now };
         }

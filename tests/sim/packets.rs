@@ -12,6 +12,8 @@ use crate::{
 
 /// What a datapath counts itself: in the order of `packet_arrives`.
 const COUNTED: [&str; 3] = ["insertion into a full table", "write between read and write", "event lost"];
+/// Where the second is.
+const INTERLEAVED: usize = 1;
 
 impl World {
     /// Whether `member` has the backend in `slot` in service.
@@ -23,6 +25,9 @@ impl World {
 
     /// A packet reaches a member's interface.
     pub(crate) fn packet_arrives(&mut self, member: u8, mut segment: Segment) {
+        if self.waits_in_nic(member, || Happening::Packet { member, segment }) {
+            return;
+        }
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up && host.attached) else { return };
         let local = host.local(now);
@@ -43,8 +48,9 @@ impl World {
         let after = datapath.flows.borrow().get(&key);
         let memory = datapath.remembered() - before_memory;
         let lost = datapath.flows.borrow_mut().take_removed();
+        let counts_now = counts(datapath);
         for (at, name) in COUNTED.into_iter().enumerate() {
-            self.stats.add(name, counts(datapath)[at] - before_counts[at]);
+            self.stats.add(name, counts_now[at] - before_counts[at]);
         }
         let has_events = !datapath.events.borrow().is_empty();
         if has_events {
@@ -60,7 +66,10 @@ impl World {
                 reason.name()
             )
         });
+        // What the agent wrote meanwhile is no packet's doing.
+        let is_undisturbed = counts_now[INTERLEAVED] == before_counts[INTERLEAVED];
         if let (Some(before), Some(after)) = (before, after)
+            && is_undisturbed
             && before.backend != after.backend
             && self.in_service(member, before.backend)
         {
@@ -81,9 +90,8 @@ impl World {
             Way::Dropped => self.stats.count("packet dropped by a member"),
             Way::Backend(backend) => {
                 self.judge_delivery(&Delivery { member, backend, before, after, segment });
-                if let Some(at) = self.network.carry_outside(now) {
-                    self.agenda.plan(at, Happening::AtServer { segment, backend });
-                }
+                let at = self.network.carry_outside(now);
+                self.arrive(at, Happening::AtServer { segment, backend });
             }
             Way::Member(to, outer) => {
                 let may_be_handed_on = match reason {
@@ -99,11 +107,10 @@ impl World {
                     return;
                 }
                 self.judge_hand_off(member, to);
-                if let Some(at) = self.network.carry(now, member, to) {
-                    segment.packet.via_peer = true;
-                    segment.packet.outer = outer;
-                    self.agenda.plan(at, Happening::Packet { member: to, segment });
-                }
+                let at = self.network.carry(now, member, to);
+                segment.packet.via_peer = true;
+                segment.packet.outer = outer;
+                self.arrive(at, Happening::Packet { member: to, segment });
             }
         }
     }

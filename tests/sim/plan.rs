@@ -59,6 +59,10 @@ impl Scale {
 pub(crate) struct Plan {
     /// Members at the beginning: ids from 1.
     pub(crate) members: u8,
+    /// The highest id of a member.
+    pub(crate) members_max: u8,
+    /// Whether agents speak different versions of the protocol.
+    pub(crate) is_mixed: bool,
     /// Servers at the beginning.
     pub(crate) backends: u8,
     /// Sizes of the maps.
@@ -114,6 +118,11 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// How long a connection may be idle.
+    pub(crate) fn established(&self) -> Ns {
+        self.timeouts.established.min(self.timeouts.udp).as_nanos() as Ns
+    }
+
     /// How long a recorded flow may be idle.
     pub(crate) fn timeout(&self, key: &Key, state: u8) -> Ns {
         let timeouts = &self.timeouts;
@@ -145,11 +154,15 @@ impl Plan {
         };
         let faults_from = 3 * S + 500 * MS;
         let healed_at = faults_from + rng.between(2, 7) * S;
-        let silent_at = healed_at + 3 * S;
+        let seconds = rng.pick(&[LASTING, LASTING, LASTING, SHORT, BRISK, HASTY]).unwrap_or(LASTING);
+        // Where flows may end for want of traffic, clients go on long enough to show that none does where nothing breaks.
+        let silent_at = healed_at + if seconds[0] < LASTING[0] { 10 * S } else { 3 * S };
         let members = scale.members(rng);
         let budget = rng.pick(&[2, 50, 1000]).unwrap_or(1000);
         Self {
             members,
+            members_max: members.saturating_add(2).clamp(5, 64),
+            is_mixed: rng.chance(300),
             backends: rng.between(2, 6) as u8,
             sizes,
             limits,
@@ -158,7 +171,7 @@ impl Plan {
                 interval: Duration::from_millis(rng.pick(&[10, 20, 20]).unwrap_or(20)),
                 misses: rng.pick(&[3, 5, 5]).unwrap_or(5) as u32,
             },
-            timeouts: timeouts(rng.pick(&[LASTING, LASTING, LASTING, SHORT, BRISK, HASTY]).unwrap_or(LASTING)),
+            timeouts: timeouts(seconds),
             first_packet: rng.chance(200),
             direct: rng.chance(500),
             protocol: if rng.chance(150) { SCTP } else { TCP },
@@ -166,7 +179,7 @@ impl Plan {
             splitters: rng.pick(&[0, 100, 400]).unwrap_or(0),
             hash_key: [rng.next(), rng.next()],
             sweep_interval: 800 * MS,
-            skew: rng.pick(&[MS, 50 * MS, 600 * MS]).unwrap_or(MS),
+            skew: rng.pick(&[MS, 50 * MS, 600 * MS, 3 * S]).unwrap_or(MS),
             delay: rng.pick(&[(20 * US, 40 * US), (100 * US, 400 * US), (500 * US, 4 * MS)]).unwrap_or((US, US)),
             slow_member: rng.chance(100).then(|| 1 + rng.below(2) as u8),
             clients: rng.pick(&[6, 20, 30]).unwrap_or(20),

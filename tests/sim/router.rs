@@ -39,9 +39,9 @@ impl World {
     /// A packet of a client or an attacker starts on its way.
     pub(crate) fn send_to_vip(&mut self, mut segment: Segment) {
         let Some(member) = self.router.next_hop(&segment) else { return };
-        let Some(at) = self.network.carry_outside(self.now) else { return };
+        let at = self.network.carry_outside(self.now);
         segment.receiver = member;
-        self.agenda.plan(at, Happening::Packet { member, segment });
+        self.arrive(at, Happening::Packet { member, segment });
     }
 
     /// The router notices later what became of a member.

@@ -55,8 +55,7 @@ impl World {
             Role::Ack | Role::Data | Role::Fin | Role::Rst => ReplyKind::Reset,
         };
         let reply = Reply { conn: segment.conn, backend, kind, number: segment.number };
-        if let Some(at) = self.network.carry_outside(self.now) {
-            self.agenda.plan(at, Happening::AtClient { reply });
-        }
+        let at = self.network.carry_outside(self.now);
+        self.arrive(at, Happening::AtClient { reply });
     }
 }

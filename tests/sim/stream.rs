@@ -65,7 +65,8 @@ impl World {
         if !self.is_running(member, run) {
             return;
         }
-        let is_cut = self.network.is_cut(member, peer) || self.network.is_cut(peer, member);
+        let is_frozen = self.hosts.get(&peer).is_some_and(|host| host.is_frozen(self.now));
+        let is_cut = is_frozen || self.network.is_cut(member, peer) || self.network.is_cut(peer, member);
         let refuses = self.hosts.get(&peer).and_then(|host| host.agent.as_ref()).map(|agent| agent.run);
         let Some(peer_run) = refuses.filter(|_| !is_cut && self.knows_member(peer, member)) else {
             let late = is_cut || !self.hosts.get(&peer).is_some_and(|host| host.up);
@@ -73,6 +74,9 @@ impl World {
             self.input_at(at, member, Input::DialFailed { peer });
             return;
         };
+        if self.hosts.get(&member).map(|host| host.speaks) != self.hosts.get(&peer).map(|host| host.speaks) {
+            self.stats.count("session between versions");
+        }
         let id = self.next_stream;
         self.next_stream += 1;
         let (ours, theirs) = (Session(id * 2), Session(id * 2 + 1));
@@ -134,6 +138,15 @@ impl World {
         }
     }
 
+    /// A host crashed: what its kernel had not sent is gone, and nobody is told.
+    pub(crate) fn lose_unsent(&mut self, member: u8) {
+        for end in self.streams.values_mut().flat_map(|stream| &mut stream.ends).filter(|end| end.member == member) {
+            let sent = if self.rng.chance(500) { end.kernel } else { 0 };
+            end.queue.truncate(sent);
+            end.kernel = sent;
+        }
+    }
+
     /// Moves what it can of what end `from` has sent.
     pub(crate) fn pump(&mut self, id: u64, from: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
@@ -142,7 +155,7 @@ impl World {
         let (a, b, b_run) = (sender.member, receiver.member, receiver.run);
         let receiver_open = receiver.open;
         let is_cut = self.network.is_cut(a, b) || self.network.is_cut(b, a);
-        if is_cut || !self.hosts.get(&b).is_some_and(|host| host.up) {
+        if is_cut || !self.hosts.get(&b).is_some_and(|host| host.up && !host.is_frozen(self.now)) {
             self.stall(id, from);
             return;
         }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use lb_common::address::Address;
+use lb_userspace::core::wire;
 
 use crate::{
     agenda::{Agenda, Happening},
@@ -161,7 +162,9 @@ impl World {
     fn begin(&mut self) {
         self.trace_plan();
         for member in 1..=self.plan.members {
-            self.hosts.entry(member).or_insert_with(|| Host::new(member)).enlisted = true;
+            let speaks = if self.plan.is_mixed && self.rng.chance(500) { 1 } else { wire::VERSION };
+            let host = self.hosts.entry(member).or_insert_with(|| Host::new(member));
+            (host.enlisted, host.speaks) = (true, speaks);
             let at = self.rng.below(500 * MS);
             self.agenda.plan(at, Happening::Fault(Fault::Boot(member)));
         }
@@ -197,6 +200,16 @@ impl World {
                 self.agenda.plan(self.now + INSPECTION, Happening::Inspect);
             }
         }
+    }
+
+    /// A packet arrives at `at`, if it does; the network may deliver it twice.
+    pub(crate) fn arrive(&mut self, at: Option<Ns>, happening: Happening) {
+        let Some(at) = at else { return };
+        if let Some(again) = self.network.twin(at) {
+            self.stats.count("packet delivered twice");
+            self.agenda.plan(again, happening.clone());
+        }
+        self.agenda.plan(at, happening);
     }
 
     /// An invariant does not hold; the first one counts.
