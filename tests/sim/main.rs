@@ -122,7 +122,7 @@ mod tests_of_runs {
     use super::*;
 
     /// Seeds that `cargo test` runs, with the checks of a debug build; CI runs more of them in a release build.
-    const SEEDS: u64 = 150;
+    const SEEDS: u64 = 40;
 
     #[test]
     fn the_command_line_is_consistent() {
@@ -137,7 +137,7 @@ mod tests_of_runs {
 
     #[test]
     fn every_invariant_holds_in_a_cluster_of_many() {
-        let campaign = Campaign { first: 1, seeds: 2, scale: Scale::Large, jobs: 1 };
+        let campaign = Campaign { first: 1, seeds: 1, scale: Scale::Large, jobs: 1 };
         assert_eq!(campaign.run(), Ended::Well);
     }
 

@@ -31,6 +31,8 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     launch::build_simulator(root)?;
     let mut simulator = Command::new(step::release_program(launch::SIMULATOR)?);
     check("Simulated clusters in which everything fails", simulator.args(["--seeds", SIMULATED]))?;
+    let mut mutants = Command::new(step::release_program(launch::SIMULATOR)?);
+    check("Planted faults, which the simulator must find", mutants.arg("--mutants"))?;
     if fuzz::is_possible() {
         fuzz::run(root, FUZZ_SECONDS)?;
     } else {
