@@ -13,6 +13,8 @@ mod forward;
 mod maps;
 mod probe;
 mod tables;
+#[cfg(any(feature = "other-version", feature = "defect-seen", feature = "defect-unseen", feature = "defect-refused"))]
+mod variant;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -60,6 +62,13 @@ fn run(cursor: &Cursor<'_>) -> u32 {
         }
     };
     let end = balance(cursor, place);
+    #[cfg(any(
+        feature = "other-version",
+        feature = "defect-seen",
+        feature = "defect-unseen",
+        feature = "defect-refused"
+    ))]
+    let end = variant::apply(cursor, end);
     maps::count(end.reason, cursor.length());
     action(cursor, end)
 }

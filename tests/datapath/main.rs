@@ -17,6 +17,7 @@ mod decap;
 mod differential;
 mod families;
 mod fragments;
+mod golden;
 mod handshake;
 mod icmp;
 mod lifecycle;

@@ -23,3 +23,4 @@ pub mod server;
 pub mod tables;
 pub mod topology;
 pub mod traffic;
+pub mod variant;

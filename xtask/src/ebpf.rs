@@ -17,7 +17,7 @@ use crate::toolchain::{self, BPF_TARGET, Core, Toolchain};
 const PACKAGE: &str = "lb-ebpf";
 
 /// The binary with the programs that the agent carries, and the file in `OUT_DIR`.
-const DATAPATH: &str = "lb-ebpf";
+pub const DATAPATH: &str = "lb-ebpf";
 
 /// The binary with the benchmark's harness.
 pub const BENCH: &str = "lb-bench";
@@ -40,20 +40,20 @@ pub fn build_script() -> ExitCode {
 
 /// Builds the programs of one binary in release mode and returns the object's path, which is below `out_dir`.
 ///
-/// `log` switches on the feature of that name. `warn` gets what the compiler has to say, line by line.
+/// `features` are the crate's. `warn` gets what the compiler has to say, line by line.
 pub fn build(
     root: &Path,
     out_dir: &Path,
     binary: &str,
     toolchain: &Toolchain,
-    log: bool,
+    features: &[&str],
     warn: &mut dyn FnMut(&str),
 ) -> Result<PathBuf> {
     let target_dir = out_dir.join("ebpf");
     let mut cargo = cargo(root, toolchain, "build");
     cargo.args(["--quiet", "--package", PACKAGE, "--bin", binary]).arg("--target-dir").arg(&target_dir);
-    if log {
-        cargo.args(["--features", "log"]);
+    if !features.is_empty() {
+        cargo.args(["--features", &features.join(",")]);
     }
     let output =
         cargo.stdin(Stdio::null()).output().with_context(|| format!("{:?} does not start", cargo.get_program()))?;
@@ -116,8 +116,8 @@ fn script() -> Result<()> {
     };
     println!("cargo::rerun-if-changed={}", toolchain.compiler.rustc.display());
     println!("cargo::rerun-if-changed={}", toolchain.linker.path.display());
-    let log = env::var_os("CARGO_FEATURE_LOG").is_some();
-    build(&root, &out_dir, DATAPATH, &toolchain, log, &mut |line| println!("cargo::warning={line}"))?;
+    let features: &[&str] = if env::var_os("CARGO_FEATURE_LOG").is_some() { &["log"] } else { &[] };
+    build(&root, &out_dir, DATAPATH, &toolchain, features, &mut |line| println!("cargo::warning={line}"))?;
     Ok(())
 }
 

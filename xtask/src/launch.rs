@@ -61,7 +61,7 @@ pub(crate) fn bench_program(root: &Path, toolchain: &Toolchain) -> Result<Comman
     step::heading("Building the benchmark's harness");
     let out_dir = step::target_dir()?.join("bench");
     fs::create_dir_all(&out_dir).with_context(|| format!("cannot make {}", out_dir.display()))?;
-    let harness = ebpf::build(root, &out_dir, ebpf::BENCH, toolchain, false, &mut |line| eprintln!("{line}"))?;
+    let harness = ebpf::build(root, &out_dir, ebpf::BENCH, toolchain, &[], &mut |line| eprintln!("{line}"))?;
     let mut bench = as_root(&step::release_program("tandem-bench")?);
     bench.arg("--harness").arg(harness);
     Ok(bench)

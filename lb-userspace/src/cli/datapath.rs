@@ -1,16 +1,24 @@
 //! `tandem datapath`: the programs and links themselves, which outlive the agent.
 
-use std::path::PathBuf;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::{Exit, Failure, paint::Paint, place::Output, print, table::Table};
 use crate::{
     inspect::{
         datapath::{InspectError, Installation, PinnedLink, PinnedProgram, Role},
-        words::{duration, grouped},
+        words::{FORMAT_VERSION, duration, grouped},
     },
-    io::removal::{self, RemovalError},
+    io::{
+        datapath::OBJECT,
+        removal::{self, RemovalError},
+        upgrade::{self as io_upgrade, Tally, UpgradeError, Upgraded, WINDOW},
+    },
     pinned,
 };
 
@@ -19,6 +27,8 @@ use crate::{
 #[command(before_long_help = "\
 Examples:
   tandem datapath status
+  tandem datapath upgrade        this tandem's program in the place of the one that is attached, without a packet lost
+  tandem datapath rollback       the one before
   tandem datapath detach         after the agent was stopped: packets are the host's again
 
 The datapath is a set of maps, a program and a link for each interface, all pinned in --pin-dir. An agent that stops or dies leaves
@@ -40,6 +50,47 @@ Examples:
 Changes nothing, and works with the maps of any version.
 ")]
     Status {
+        #[command(flatten)]
+        pins: Pins,
+        /// What to print
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Put this tandem's program in the place of the one that is attached, without a packet lost
+    #[command(before_long_help = "\
+Examples:
+  tandem datapath upgrade --check        only the golden packets; changes nothing
+  tandem datapath upgrade
+  tandem datapath upgrade -o json --object /usr/lib/tandem/lb-ebpf
+
+With an agent running or without. The program first gets golden packets on maps of its own, among them copies of this member's tables;
+one that treats a packet otherwise than it should is not attached. Then it replaces the old one atomically and is watched for ten
+seconds: if more is dropped than before, the old one is put back (exit code 1). `tandem run` of another version does the same when it
+starts. Maps of another layout are refused.
+")]
+    Upgrade {
+        #[command(flatten)]
+        pins: Pins,
+        /// Only show it the golden packets
+        #[arg(long)]
+        check: bool,
+        /// The programs of this file instead of those in this tandem
+        #[arg(long, value_name = "FILE")]
+        object: Option<PathBuf>,
+        /// What to print
+        #[arg(short, long, value_enum, default_value_t = Output::Table)]
+        output: Output,
+    },
+    /// Put the program back that was attached before the last upgrade
+    #[command(before_long_help = "\
+Examples:
+  tandem datapath rollback
+  tandem datapath rollback -o json
+
+With an agent running or without, and without a packet lost. The program that is taken off is refused from now on: an agent that
+brings it leaves the one before attached, until `tandem datapath upgrade`.
+")]
+    Rollback {
         #[command(flatten)]
         pins: Pins,
         /// What to print
@@ -71,6 +122,8 @@ struct Pins {
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.command {
         Command::Status { pins, output } => status(pins, *output),
+        Command::Upgrade { pins, check, object, output } => upgrade(pins, *check, object.as_deref(), *output),
+        Command::Rollback { pins, output } => rollback(pins, *output),
         Command::Detach { pins } => detach(pins),
     }
 }
@@ -79,6 +132,101 @@ fn status(pins: &Pins, output: Output) -> Result<Exit, Failure> {
     let installation = Installation::look(&pins.pin_dir)?;
     output.print(&installation, |installation| render(installation, Paint::stdout()))?;
     Ok(if installation.problems.is_empty() { Exit::Ok } else { Exit::Degraded })
+}
+
+/// What became of the programs; `-o json` prints this.
+#[derive(Debug, Serialize)]
+struct Change {
+    format_version: u32,
+    /// `same`, `passed`, `upgraded`, `rolled_back`.
+    outcome: &'static str,
+    /// The programs that are attached now, or were checked.
+    fingerprints: Vec<String>,
+    /// Golden packets that were as they should be.
+    golden_packets: u64,
+    /// While it was watched: packets that were dropped, and those that were delivered, handed off, answered or taken.
+    watched: Option<Watched>,
+    #[serde(skip)]
+    text: String,
+}
+
+#[derive(Debug, Serialize)]
+struct Watched {
+    lost: u64,
+    treated: u64,
+}
+
+impl From<Tally> for Watched {
+    fn from(Tally { lost, treated }: Tally) -> Self {
+        Self { lost, treated }
+    }
+}
+
+impl Change {
+    fn new(outcome: &'static str, fingerprints: Vec<String>, text: String) -> Self {
+        Self { format_version: FORMAT_VERSION, outcome, fingerprints, golden_packets: 0, watched: None, text }
+    }
+}
+
+fn upgrade(pins: &Pins, check: bool, object: Option<&Path>, output: Output) -> Result<Exit, Failure> {
+    let read;
+    let object = match object {
+        None => OBJECT,
+        Some(path) => {
+            let failed = |error| Failure::new(Exit::Usage, format!("{}: {error}. Nothing was changed", path.display()));
+            read = fs::read(path).map_err(failed)?;
+            &read
+        }
+    };
+    let change = match io_upgrade::upgrade(&pins.pin_dir, object, check)? {
+        Upgraded::Same(program) => {
+            let text = format!("nothing to do: program {program} is attached already\n");
+            Change::new("same", vec![program.to_string()], text)
+        }
+        Upgraded::Passed(golden) => {
+            let text = format!("passed: {} golden packets; nothing was changed\n", grouped(golden.cases));
+            Change { golden_packets: golden.cases, ..Change::new("passed", Vec::new(), text) }
+        }
+        Upgraded::Done { interfaces, fingerprint, golden, tally } => {
+            let seconds = WINDOW.as_secs();
+            let (treated, lost) = (grouped(tally.treated), grouped(tally.lost));
+            let text = format!(
+                "upgraded {}: program {fingerprint}; {} golden packets passed; in {seconds} s {treated} packets treated, {lost} dropped\n",
+                interfaces.join(", "),
+                grouped(golden.cases),
+            );
+            let watched = Some(tally.into());
+            Change {
+                golden_packets: golden.cases,
+                watched,
+                ..Change::new("upgraded", vec![fingerprint.to_string()], text)
+            }
+        }
+        Upgraded::RolledBack { tally, baseline_ppm } => {
+            let share = |ppm: u32| format!("{}.{:02} %", ppm / 10_000, ppm / 100 % 100);
+            return Err(Failure::new(
+                Exit::Failed,
+                format!(
+                    "the new program dropped {} of {} packets ({}; before it {}), so the one before is attached again. \
+                     `tandem status` counts what was dropped and why",
+                    grouped(tally.lost),
+                    grouped(tally.lost + tally.treated),
+                    share(tally.lost_ppm()),
+                    share(baseline_ppm),
+                ),
+            ));
+        }
+    };
+    output.print(&change, |change| change.text.clone())?;
+    Ok(Exit::Ok)
+}
+
+fn rollback(pins: &Pins, output: Output) -> Result<Exit, Failure> {
+    let programs = io_upgrade::roll_back(&pins.pin_dir)?;
+    let fingerprints: Vec<String> = programs.iter().map(|program| program.fingerprint.to_string()).collect();
+    let text = format!("rolled back: program {} is attached again\n", fingerprints.join(", "));
+    output.print(&Change::new("rolled_back", fingerprints, text), |change| change.text.clone())?;
+    Ok(Exit::Ok)
 }
 
 fn detach(pins: &Pins) -> Result<Exit, Failure> {
@@ -98,6 +246,15 @@ fn render(installation: &Installation, paint: Paint) -> String {
     };
     let agent = installation.agent_pid.map_or_else(|| "none runs".to_owned(), |pid| format!("runs, process {pid}"));
     text += &format!("agent     {agent}\npins      {}\n", installation.pin_directory.display());
+    if let Some(ms) = installation.watched_ms {
+        text += &format!("upgrade   is watched for {} more\n", duration(ms));
+    }
+    if !installation.refused.is_empty() {
+        text += &format!(
+            "refused   {} (rolled back; `tandem datapath upgrade` tries again)\n",
+            installation.refused.join(", ")
+        );
+    }
     let tables = [links(&installation.links), programs(&installation.programs)];
     tables.iter().filter(|table| !table.is_empty()).fold(text, |text, table| text + "\n" + &table.render(true))
 }
@@ -135,6 +292,13 @@ fn programs(programs: &[PinnedProgram]) -> Table {
 impl From<InspectError> for Failure {
     fn from(error: InspectError) -> Self {
         let exit = if matches!(error, InspectError::Absent(_)) { Exit::Absent } else { Exit::Failed };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<UpgradeError> for Failure {
+    fn from(error: UpgradeError) -> Self {
+        let exit = if matches!(error, UpgradeError::Absent(_)) { Exit::Absent } else { Exit::Failed };
         Self::new(exit, error.to_string())
     }
 }

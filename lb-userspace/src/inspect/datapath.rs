@@ -17,7 +17,7 @@ use crate::io::{
     datapath::Entry,
     pins,
     program::Program,
-    state,
+    state, upgrade,
 };
 
 /// Why there is nothing to tell. Nothing was changed.
@@ -59,6 +59,10 @@ pub struct Installation {
     pub programs: Vec<PinnedProgram>,
     /// The pinned links.
     pub links: Vec<PinnedLink>,
+    /// Programs that were rolled back: an agent that brings one leaves the one before attached.
+    pub refused: Vec<String>,
+    /// How much longer an upgrade is watched; none if there is none, or it has been.
+    pub watched_ms: Option<u64>,
     /// What is not as it should be; empty when all is well.
     pub problems: Vec<String>,
 }
@@ -151,6 +155,7 @@ impl Installation {
                 runs: programs.iter().find(role).map(|program| program.role),
             });
         }
+        let (refused, watched_ms) = upgrade::notes(directory);
         let mut installation = Self {
             format_version: FORMAT_VERSION,
             pin_directory: directory.to_owned(),
@@ -159,6 +164,8 @@ impl Installation {
             is_own_schema: schema.is_none_or(|schema| schema == SCHEMA || schema == 0),
             programs,
             links,
+            refused,
+            watched_ms,
             problems: Vec::new(),
         };
         installation.problems = installation.judge(&names);
@@ -183,7 +190,7 @@ impl Installation {
             } else if link.runs.is_none() {
                 problems.push(format!("{name} runs program {}, which is not pinned here", link.program_id));
             } else if link.runs == Some(Role::Previous) {
-                problems.push(format!("{name} runs the previous program: a change was interrupted; an agent's start, or any command that changes programs, puts it in order"));
+                problems.push(format!("{name} runs the previous program: a change was interrupted, and an agent's start or any command that changes programs puts it in order"));
             }
         }
         let missing: Vec<&str> =

@@ -86,6 +86,16 @@ pub enum AttachError {
         /// What happened.
         error: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// The kernel keeps the program that the link runs.
+    #[error("the kernel keeps the program in {}: {error}{hint}", .path.display())]
+    Replace {
+        /// The pinned link.
+        path: PathBuf,
+        /// What the kernel said.
+        error: io::Error,
+        /// What that usually means.
+        hint: Hint,
+    },
     /// The kernel cannot be asked about the interface.
     #[error("netlink: {0}")]
     Netlink(#[from] io::Error),
@@ -173,8 +183,8 @@ impl Interface {
 
     /// Attaches `program` and pins the link; where our link is, its program is replaced atomically.
     pub fn attach(&self, program: &mut Xdp, mode: Mode) -> Result<(), AttachError> {
-        if self.adoptable && self.adopt(program)? {
-            info!(interface = self.link.name, "took over the pinned datapath");
+        if self.adoptable && replace(&self.pin, program)? {
+            info!(interface = self.link.name, "took over the pinned link");
             say_mode(&self.link, mode);
             return Ok(());
         }
@@ -204,24 +214,39 @@ impl Interface {
         Ok(())
     }
 
-    /// False when the link turns out to be of a namespace that is gone (ENOLINK).
-    fn adopt(&self, program: &mut Xdp) -> Result<bool, AttachError> {
-        let link = PinnedLink::from_pin(&self.pin).map_err(|error| self.pin_error(error))?;
-        let link = XdpLink::try_from(FdLink::from(link)).map_err(|error| self.pin_error(error))?;
-        match program.attach_to_link(link) {
-            Ok(id) => {
-                // The pin holds the link. Left with the program, this descriptor would keep it after the pin has gone.
-                drop(program.take_link(id).map_err(|error| refused(&self.link, error))?);
-                Ok(true)
-            }
-            Err(ProgramError::SyscallError(call)) if call.io_error.raw_os_error() == Some(libc::ENOLINK) => Ok(false),
-            Err(error) => Err(refused(&self.link, error)),
-        }
-    }
-
     fn pin_error(&self, error: impl std::error::Error + Send + Sync + 'static) -> AttachError {
         AttachError::Pin { path: self.pin.clone(), error: Box::new(error) }
     }
+}
+
+/// Puts `program` in the place of the one that the link pinned at `pin` runs: each packet sees the one or the other.
+///
+/// False when the link is of an interface or a namespace that is gone (ENOLINK).
+pub fn replace(pin: &Path, program: &mut Xdp) -> Result<bool, AttachError> {
+    let failed = |error: LinkError| AttachError::Pin { path: pin.to_owned(), error: Box::new(error) };
+    let link = FdLink::from(PinnedLink::from_pin(pin).map_err(failed)?);
+    let link = XdpLink::try_from(link).map_err(failed)?;
+    let error = match program.attach_to_link(link) {
+        Ok(id) => {
+            // The pin holds the link. Left with the program, this descriptor would keep it after the pin has gone.
+            drop(program.take_link(id));
+            return Ok(true);
+        }
+        Err(ProgramError::SyscallError(call)) => call.io_error,
+        Err(other) => io::Error::other(other),
+    };
+    let hint = match error.raw_os_error() {
+        Some(libc::ENOLINK) => return Ok(false),
+        Some(libc::EINVAL) => Some(
+            "the program in it was loaded for another kind of attachment, so none of ours can take its place; `tandem \
+             datapath detach` and a start of the agent attach anew, which takes an instant"
+                .into(),
+        ),
+        Some(libc::EOPNOTSUPP) => Some("the MTU needs the program for frames in several buffers".into()),
+        Some(libc::EPERM) => Some("missing capability CAP_NET_ADMIN or CAP_BPF (since Linux 5.8)".into()),
+        _ => None,
+    };
+    Err(AttachError::Replace { path: pin.to_owned(), error, hint: Hint(hint) })
 }
 
 /// Attaches `program` to interface `name` for as long as the returned link lives.

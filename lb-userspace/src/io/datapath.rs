@@ -2,9 +2,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
     net::IpAddr,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 use aya::{
@@ -16,15 +16,19 @@ use aya::{
     pin::PinError,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
-use aya_obj::{Object, ParseError};
+use aya_obj::{Object, ParseError, programs::XdpAttachType};
 use lb_common::{decap, maps};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::{
     attach::{self, AttachError, Mode},
+    clock::now_ns,
     interfaces::Interfaces,
     pins::{self, PINNED, PinsError, Shape},
+    program::Program,
+    rehearsal::{RehearsalError, rehearse},
     state::{DirectoryLock, StateError},
+    upgrade::{self, Changing, Judgement, Tally, Trial, UpgradeError},
 };
 use crate::config::MultiBuffer;
 
@@ -68,7 +72,7 @@ pub enum DatapathError {
         /// What happened.
         error: MapError,
     },
-    /// Pinning the program.
+    /// Pinning a map.
     #[error("{}: {error}", .path.display())]
     Pin {
         /// The pin.
@@ -76,6 +80,12 @@ pub enum DatapathError {
         /// What happened.
         error: PinError,
     },
+    /// Which programs the links run.
+    #[error(transparent)]
+    Change(Box<UpgradeError>),
+    /// This version's programs do something else than they should.
+    #[error(transparent)]
+    Rehearsal(#[from] RehearsalError),
     /// Anything else of the operating system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -117,7 +127,7 @@ impl Spec<'_> {
 const PENDING_MIN: u32 = 1 << 14;
 
 /// One body, two programs: what differs is whether frames may lie in several buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Entry {
     /// Frames lie in one buffer.
     Linear,
@@ -188,7 +198,18 @@ pub struct Datapath {
     pins: PathBuf,
     adopted: bool,
     unfinished: Unfinished,
+    step: Option<Step>,
     _lock: DirectoryLock,
+}
+
+/// What attaching will do to the programs.
+enum Step {
+    /// This version's are the first, or those that are there know other maps.
+    Attach(Changing),
+    /// Those that are pinned stay: they are the same, or this version's may not take their place.
+    Keep(Changing),
+    /// This version's take their place and are watched; what the counters said a while before.
+    Switch(Changing, Tally, Instant),
 }
 
 /// Pins of a datapath that is new and not attached yet: when the agent fails half-way, they go.
@@ -216,30 +237,17 @@ impl Datapath {
         pins::prepare(spec.pins)?;
         let lock = DirectoryLock::take(spec.pins)?;
         let capacities = spec.capacities();
-        pins::check(spec.pins, &shapes(&capacities)?)?;
+        pins::check(spec.pins, &shapes(OBJECT, &capacities)?)?;
 
         let adopted = pins::exist(spec.pins);
         let unfinished = Unfinished { pins: (!adopted).then(|| spec.pins.to_owned()) };
-        let mut loader = EbpfLoader::new();
-        // No program reads kernel structures, so none needs the kernel's BTF; the maps keep their own.
-        loader.btf(None);
-        for (name, capacity) in &capacities {
-            loader.map_max_entries(name, *capacity);
-        }
-        for name in DECAP_MAPS {
-            loader.map_max_entries(name, 1);
-        }
-        for name in PINNED {
-            loader.map_pin_path(name, spec.pins.join(name));
-        }
-        let mut ebpf = loader.load(OBJECT)?;
+        let mut ebpf = load_on(spec.pins, OBJECT, &capacities)?;
         start_log(&mut ebpf);
         let pins = spec.pins.to_owned();
         let devices = take(&mut ebpf, maps::DEVICES)?;
-        let mut datapath = Self { ebpf, interfaces, devices, pins, adopted, unfinished, _lock: lock };
-        for entry in datapath.interfaces.entries() {
-            load_program(&mut datapath.ebpf, entry.program())?;
-        }
+        let changing = Changing::begin(spec.pins).map_err(change_failed)?;
+        let step = Some(step(changing, &mut ebpf, &interfaces.entries(), spec.pins)?);
+        let datapath = Self { ebpf, interfaces, devices, pins, adopted, unfinished, step, _lock: lock };
         info!(pins = %spec.pins.display(), adopted, "datapath loaded");
         Ok(datapath)
     }
@@ -277,18 +285,76 @@ impl Datapath {
     /// Attaches to all interfaces. From now on packets are treated; the maps should be filled.
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         self.fill_devices()?;
+        let entries = self.interfaces.entries();
+        let Some(step) = self.step.take() else { return Ok(()) };
+        let (Step::Attach(changing) | Step::Keep(changing) | Step::Switch(changing, ..)) = &step;
+        let is_kept = |entry: &Entry| matches!(step, Step::Keep(_)) && self.pins.join(entry.pin()).exists();
+        let new: Vec<Entry> = entries.iter().copied().filter(|entry| !is_kept(entry)).collect();
+        for entry in &new {
+            let program = program(&mut self.ebpf, entry.program())?;
+            changing.prepare(*entry, program).map_err(change_failed)?;
+        }
+        let began = match &step {
+            Step::Switch(_, _, measured) => {
+                std::thread::sleep(upgrade::BASELINE.saturating_sub(measured.elapsed()));
+                changing.tally().map_err(change_failed)?
+            }
+            Step::Attach(_) | Step::Keep(_) => Tally::default(),
+        };
+        let open = |entry: Entry| {
+            let name = if new.contains(&entry) { entry.next_pin() } else { entry.pin().to_owned() };
+            changing.open(&name).map_err(change_failed)
+        };
         // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
-        self.interfaces.attach(&mut self.ebpf)?;
-        self.pin_programs()?;
+        if let Err(error) = self.interfaces.attach(open) {
+            if self.adopted {
+                changing.settle().map_err(change_failed)?;
+            }
+            return Err(error);
+        }
+        let trial = match &step {
+            Step::Switch(_, before, _) => {
+                Some(Trial { began_ns: now_ns(), began, baseline_ppm: (began - *before).lost_ppm() })
+            }
+            Step::Attach(_) | Step::Keep(_) => None,
+        };
+        if !new.is_empty() {
+            changing.commit(&new, trial.as_ref()).map_err(change_failed)?;
+        }
+        // A program that no interface runs any more goes.
+        for entry in Entry::ALL.iter().filter(|entry| !entries.contains(entry)) {
+            changing.remove(entry.pin()).map_err(change_failed)?;
+            changing.remove(&entry.previous_pin()).map_err(change_failed)?;
+        }
+        if trial.is_some() {
+            info!(seconds = upgrade::WINDOW.as_secs(), "another program is attached; it is watched");
+        }
         self.unfinished.pins = None;
         Ok(())
     }
 
-    /// Attaches again where an interface has come back; true if one has.
+    /// Attaches again where an interface has come back; true if one has. Judges an upgrade that is being watched.
     pub fn watch(&mut self) -> Result<bool, DatapathError> {
-        let has_changed = self.interfaces.watch(&mut self.ebpf)?;
+        let pins = &self.pins;
+        let open = |entry: Entry| {
+            Xdp::from_pin(pins.join(entry.pin()), XdpAttachType::Interface)
+                .map_err(|error| DatapathError::Program { name: entry.program(), error })
+        };
+        let has_changed = self.interfaces.watch(open)?;
         if has_changed {
             self.fill_devices()?;
+        }
+        if upgrade::is_watched(&self.pins) {
+            match Changing::begin(&self.pins).and_then(|changing| changing.judge()).map_err(change_failed)? {
+                Some(Judgement::Bad(Tally { lost, treated })) => error!(
+                    lost,
+                    treated, "the new program dropped too much and was rolled back: the one before is attached again"
+                ),
+                Some(Judgement::Good(Tally { lost, treated })) => {
+                    info!(lost, treated, "the new program has been watched and stays");
+                }
+                Some(Judgement::Watching { .. }) | None => {}
+            }
         }
         Ok(has_changed)
     }
@@ -310,28 +376,104 @@ impl Datapath {
         }
         Ok(())
     }
+}
 
-    /// A new program takes the old one's place in one step, so that there always is one; one that no interface runs any
-    /// more goes.
-    fn pin_programs(&mut self) -> Result<(), DatapathError> {
-        let entries = self.interfaces.entries();
-        for entry in Entry::ALL {
-            let (path, draft) = (self.pins.join(entry.pin()), self.pins.join(entry.next_pin()));
-            if !entries.contains(&entry) {
-                if path.exists() {
-                    fs::remove_file(&path)?;
-                }
-                continue;
-            }
-            if draft.exists() {
-                fs::remove_file(&draft)?;
-            }
-            let program = program(&mut self.ebpf, entry.program())?;
-            program.pin(&draft).map_err(|error| DatapathError::Pin { path: draft.clone(), error })?;
-            fs::rename(&draft, &path)?;
-        }
-        Ok(())
+/// What attaching must do, seen that these programs are needed and what is pinned.
+fn step(changing: Changing, ebpf: &mut Ebpf, entries: &[Entry], pins: &Path) -> Result<Step, DatapathError> {
+    let mut pinned = Vec::new();
+    for entry in Entry::ALL {
+        let found = changing.pinned(entry.pin()).map_err(change_failed)?;
+        pinned.extend(found.map(|program| (entry, program)));
     }
+    // Somebody removed pins of maps: what the program knows is not what the agent will write.
+    let are_current =
+        pinned.iter().all(|(_, program)| program.uses(&pins.join(maps::NODE)) && program.uses(&pins.join(maps::FLOWS)));
+    let old = |entry: &Entry| pinned.iter().find(|(other, _)| other == entry).map(|(_, program)| program);
+    if pinned.is_empty() || !are_current {
+        for entry in entries {
+            load_balancer(ebpf, *entry)?;
+        }
+        return Ok(Step::Attach(changing));
+    }
+    let may_stay = entries.iter().all(|entry| old(entry).is_some());
+    let mut is_same = true;
+    for entry in entries {
+        match load_balancer(ebpf, *entry) {
+            Ok(new)
+                if changing.is_refused(new.fingerprint)
+                    && may_stay
+                    && old(entry).is_some_and(|old| old.fingerprint != new.fingerprint) =>
+            {
+                warn!(program = %new.fingerprint, "this version's program was rolled back here: the one before goes on (`tandem datapath upgrade` tries again)");
+                return Ok(Step::Keep(changing));
+            }
+            Ok(new) => is_same &= old(entry).is_none_or(|old| old.fingerprint == new.fingerprint),
+            Err(error) if may_stay => {
+                error!(%error, "this version's program cannot be loaded: the one before goes on");
+                return Ok(Step::Keep(changing));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if is_same {
+        return Ok(Step::Keep(changing));
+    }
+    let (before, measured) = (changing.tally().map_err(change_failed)?, Instant::now());
+    match rehearse(OBJECT, Some(pins)) {
+        Ok(golden) => {
+            info!(
+                golden = golden.cases,
+                ms = golden.took.as_millis(),
+                "this version's program passed the golden packets"
+            );
+            Ok(Step::Switch(changing, before, measured))
+        }
+        Err(error) if may_stay => {
+            error!(%error, "this version's program is not attached: the one before goes on");
+            Ok(Step::Keep(changing))
+        }
+        Err(error) => Err(DatapathError::Rehearsal(error)),
+    }
+}
+
+/// Loads `object` on the maps pinned in `pins`, which must be there and fit: for a process beside the agent.
+pub fn load_beside(pins: &Path, object: &[u8]) -> Result<Ebpf, DatapathError> {
+    // Of these the configuration decides how large they are, not the object.
+    let mut capacities = BTreeMap::new();
+    for name in [maps::FLOWS, maps::FLOWS_V6, maps::PENDING, maps::PENDING_V6] {
+        let map = MapData::from_pin(pins.join(name)).and_then(|map| map.info());
+        capacities.insert(name, map.map_err(|error| DatapathError::Map { name, error })?.max_entries());
+    }
+    pins::check(pins, &shapes(object, &capacities)?)?;
+    load_on(pins, object, &capacities)
+}
+
+/// Loads the program of `entry`; which one it is.
+pub fn load_balancer(ebpf: &mut Ebpf, entry: Entry) -> Result<Program, DatapathError> {
+    load_program(ebpf, entry.program())?;
+    let info = program(ebpf, entry.program())?.info();
+    let info = info.map_err(|error| DatapathError::Program { name: entry.program(), error })?;
+    Ok(Program::of(&info)?)
+}
+
+fn load_on(pins: &Path, object: &[u8], capacities: &BTreeMap<&'static str, u32>) -> Result<Ebpf, DatapathError> {
+    let mut loader = EbpfLoader::new();
+    // No program reads kernel structures, so none needs the kernel's BTF; the maps keep their own.
+    loader.btf(None);
+    for (name, capacity) in capacities {
+        loader.map_max_entries(name, *capacity);
+    }
+    for name in DECAP_MAPS {
+        loader.map_max_entries(name, 1);
+    }
+    for name in PINNED {
+        loader.map_pin_path(name, pins.join(name));
+    }
+    Ok(loader.load(object)?)
+}
+
+fn change_failed(error: UpgradeError) -> DatapathError {
+    DatapathError::Change(Box::new(error))
 }
 
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
@@ -414,7 +556,7 @@ fn inner_map_like(template: &aya_obj::Map, outer: &'static str, capacity: u32) -
 const BPF_F_RDONLY_PROG: u32 = 1 << 7;
 
 /// What the object says of its maps, with `capacities` in place of its own.
-fn shapes(capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, Shape>, DatapathError> {
+fn shapes(object: &[u8], capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, Shape>, DatapathError> {
     let shape = |(name, map): (String, aya_obj::Map)| {
         let shape = Shape {
             map_type: map.map_type(),
@@ -425,7 +567,7 @@ fn shapes(capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, S
         };
         (name, shape)
     };
-    Ok(Object::parse(OBJECT)?.maps.into_iter().map(shape).collect())
+    Ok(Object::parse(object)?.maps.into_iter().map(shape).collect())
 }
 
 #[cfg(not(feature = "log"))]

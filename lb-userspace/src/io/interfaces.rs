@@ -6,12 +6,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::Ebpf;
+use aya::programs::Xdp;
 use tracing::{error, info, warn};
 
 use super::{
     attach::{AttachError, Interface, LINK_PREFIX, Mode},
-    datapath::{DatapathError, Entry, program},
+    bpf::link_facts,
+    datapath::{DatapathError, Entry},
     netlink::Netlink,
 };
 use crate::config::MultiBuffer;
@@ -49,9 +50,11 @@ impl Interfaces {
     }
 
     /// Attaches to all of them, and detaches from those that an earlier agent was given and this one is not.
-    pub fn attach(&self, ebpf: &mut Ebpf) -> Result<(), DatapathError> {
+    ///
+    /// `open` answers the program for each.
+    pub fn attach(&self, open: impl Fn(Entry) -> Result<Xdp, DatapathError>) -> Result<(), DatapathError> {
         for watched in &self.list {
-            watched.interface.attach(program(ebpf, watched.entry.program())?, self.mode)?;
+            watched.interface.attach(&mut open(watched.entry)?, self.mode)?;
         }
         for entry in fs::read_dir(&self.pins)? {
             let path = entry?.path();
@@ -72,18 +75,21 @@ impl Interfaces {
     /// Attaches again where an interface was removed and has come back; true if one has.
     ///
     /// What cannot be helped is said once.
-    pub fn watch(&mut self, ebpf: &mut Ebpf) -> Result<bool, DatapathError> {
+    pub fn watch(&mut self, open: impl Fn(Entry) -> Result<Xdp, DatapathError>) -> Result<bool, DatapathError> {
         let mut changed = false;
         for watched in &mut self.list {
-            let program = program(ebpf, watched.entry.program())?;
-            let own = program.info().map(|info| info.id()).unwrap_or(0);
+            // Whichever program that is: an operator may have put another one there.
+            let own = link_facts(watched.interface.pin()).map(|facts| facts.program_id).ok();
             let name = watched.interface.link.name.clone();
             let link = self.netlink.link_by_name(&name);
             let trouble = match &link {
-                Ok(Some(link)) if link.xdp.is_some_and(|attached| attached.program_id == own) => None,
+                Ok(Some(link)) if link.xdp.is_some_and(|attached| Some(attached.program_id) == own) => None,
                 Ok(_) => match Interface::inspect(&mut self.netlink, &name, &self.pins, self.mode)
-                    .and_then(|interface| interface.attach(program, self.mode).map(|()| interface))
-                {
+                    .map_err(DatapathError::from)
+                    .and_then(|interface| {
+                        interface.attach(&mut open(watched.entry)?, self.mode)?;
+                        Ok(interface)
+                    }) {
                     Ok(interface) => {
                         watched.interface = interface;
                         changed = true;

@@ -46,6 +46,7 @@ pub struct Program {
     pub loaded_at: Option<SystemTime>,
     /// Instructions that the verifier walked.
     pub verified_instructions: Option<u32>,
+    maps: Vec<u32>,
 }
 
 impl Program {
@@ -71,7 +72,13 @@ impl Program {
             fingerprint: fingerprint(info)?,
             loaded_at: info.loaded_at(),
             verified_instructions: info.verified_instruction_count(),
+            maps: info.map_ids().map_err(of_program)?.unwrap_or_default(),
         })
+    }
+
+    /// Whether it uses the map pinned at `pin`.
+    pub fn uses(&self, pin: &Path) -> bool {
+        MapInfo::from_pin(pin).is_ok_and(|map| self.maps.contains(&map.id()))
     }
 }
 

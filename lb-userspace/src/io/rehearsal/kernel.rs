@@ -24,17 +24,23 @@ use lb_common::{
     service::{Service, ServiceKey, VipFilter},
     target::{NextHop, Target},
 };
-use lb_userspace::io::datapath::OBJECT;
 use model::{
     Event, Model,
     tables::{Family, Learned, Written},
 };
 use zerocopy::{FromBytes as _, FromZeros as _, IntoBytes as _};
 
-/// Capacity of the flow tables: fewer than there are flows, so that they are full now and then.
-pub(super) const FLOWS: u32 = 12;
-/// Capacity of `services`, of `rings` and of `service_count`: what the model has is below.
-pub(super) const SERVICES: u32 = 64;
+use super::twins::same;
+
+/// Room in the maps; what the model has must be below.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Room {
+    /// In each of the flow tables.
+    pub(super) flows: u32,
+    /// In `services`, `rings` and `service_count`.
+    pub(super) services: u32,
+}
+
 /// More than a world's packets can fill, so that the kernel evicts nothing.
 const REMEMBERED: u32 = 1 << 15;
 
@@ -76,21 +82,21 @@ pub(super) struct Remembered<K: Pod> {
 }
 
 impl Kernel {
-    /// Loads the programs on new maps.
-    pub(super) fn load() -> Result<Self> {
+    /// Loads the programs of `object` on new maps.
+    pub(super) fn load(object: &[u8], room: Room) -> Result<Self> {
         let mut loader = EbpfLoader::new();
         // As the agent does: no program reads kernel structures.
         loader.btf(None);
         for name in [maps::FLOWS, maps::FLOWS_V6] {
-            loader.map_max_entries(name, FLOWS);
+            loader.map_max_entries(name, room.flows);
         }
         for name in [maps::PENDING, maps::PENDING_V6, maps::FRAGMENTS, maps::FRAGMENTS_V6] {
             loader.map_max_entries(name, REMEMBERED);
         }
         for name in [maps::SERVICES, maps::RINGS, maps::SERVICE_COUNT] {
-            loader.map_max_entries(name, SERVICES);
+            loader.map_max_entries(name, room.services);
         }
-        let mut ebpf = loader.load(OBJECT).context("the object does not load (run as root)")?;
+        let mut ebpf = loader.load(object).context("the object does not load (run as root)")?;
         for name in PROGRAMS {
             let program: &mut Xdp = ebpf.program_mut(name).context(name)?.try_into()?;
             program.load().with_context(|| format!("the verifier refuses `{name}`"))?;
@@ -242,18 +248,18 @@ impl Kernel {
     }
 
     /// The events since the last call.
-    pub(super) fn take_events(&mut self) -> Vec<Event> {
+    pub(super) fn take_events(&mut self) -> Result<Vec<Event>, String> {
         let mut events = Vec::new();
         while let Some(item) = self.events.next() {
-            events.push(match EventV4::read_from_bytes(&item) {
-                Ok(event) => Event::V4(event.key, event.entry),
-                Err(_) => {
-                    let event = EventV6::read_from_bytes(&item).expect("an event of either family");
-                    Event::V6(event.key, event.entry)
-                }
+            events.push(if let Ok(EventV4 { key, entry }) = EventV4::read_from_bytes(&item) {
+                Event::V4(key, entry)
+            } else if let Ok(EventV6 { key, entry }) = EventV6::read_from_bytes(&item) {
+                Event::V6(key, entry)
+            } else {
+                return Err(format!("an event of {} bytes, which no family's has", item.len()));
             });
         }
-        events
+        Ok(events)
     }
 }
 
@@ -303,7 +309,7 @@ fn same_map<K: Pod + Family, V: Pod + PartialEq + std::fmt::Debug>(
 ) -> Result<(), String> {
     let kernel: BTreeMap<K, V> = map.iter().collect::<Result<_, _>>().map_err(|error| error.to_string())?;
     let model: BTreeMap<K, V> = model.iter().map(|(key, value)| (*key, *value)).collect();
-    super::same(what, &kernel, &model)
+    same(what, &kernel, &model)
 }
 
 fn same_element<K: Pod + Family, V: Pod + PartialEq + std::fmt::Debug>(
@@ -312,7 +318,7 @@ fn same_element<K: Pod + Family, V: Pod + PartialEq + std::fmt::Debug>(
     model: &std::collections::HashMap<K, V>,
     key: &K,
 ) -> Result<(), String> {
-    super::same(what, &map.get(key, 0).ok(), &model.get(key).copied())
+    same(what, &map.get(key, 0).ok(), &model.get(key).copied())
 }
 
 fn take<T: TryFrom<Map>>(ebpf: &mut Ebpf, name: &str) -> Result<T> {
