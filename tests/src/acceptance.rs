@@ -1,6 +1,5 @@
 //! The acceptance rows that are too long, or too dependent on time, for a test run.
 
-mod agent_kill;
 mod differential;
 pub mod floods;
 mod joiner;
@@ -8,6 +7,7 @@ mod kernel;
 mod liveness;
 mod machine;
 mod shows;
+mod survival;
 
 use anyhow::Result;
 
@@ -30,7 +30,13 @@ pub const ROWS: &[Row] = &[
     Row {
         name: "agent-kill",
         what: "kill -9 of an agent at 5,000 datagrams a second, against control runs",
-        run: agent_kill::run,
+        run: survival::kill,
+    },
+    Row { name: "agent-stop", what: "the same with a planned stop and a restart of the agent", run: survival::stop },
+    Row {
+        name: "upgrade",
+        what: "the same with another program under the running agent, then another agent with its program",
+        run: survival::upgrade,
     },
     Row {
         name: "detection",

@@ -10,6 +10,7 @@ use anyhow::{Context, Result};
 use aya::{
     Pod,
     maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray},
+    programs::ProgramInfo,
 };
 use lb_common::{
     flow::{FlowEntry, FlowKey, FlowKeyV4},
@@ -25,6 +26,11 @@ use lb_common::{
 #[derive(Clone, Debug)]
 pub struct Tables {
     pins: PathBuf,
+}
+
+/// The kernel's number for the program pinned at `pin`; none if there is none.
+pub fn program_id(pin: &Path) -> Option<u32> {
+    ProgramInfo::from_pin(pin).ok().map(|program| program.id())
 }
 
 /// The flow table of a member.
