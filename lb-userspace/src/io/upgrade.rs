@@ -134,10 +134,9 @@ pub fn upgrade(pins: &Path, object: &[u8], only_check: bool) -> Result<Upgraded,
     let links = changing.links()?;
     let mut plan = Vec::new();
     for link in &links {
-        let entry = Entry::ALL.into_iter().find_map(|entry| match changing.pinned(entry.pin()) {
-            Ok(Some(program)) if program.id == link.program_id => Some(entry),
-            _ => None,
-        });
+        let runs =
+            |entry: &Entry| matches!(changing.pinned(entry.pin()), Ok(Some(program)) if program.id == link.program_id);
+        let entry = Entry::ALL.into_iter().find(runs);
         let foreign = || UpgradeError::Foreign {
             interface: link.interface.clone(),
             program: link.program_id,
