@@ -4,6 +4,7 @@
 //! but themselves; `measure` says how disturbances are kept out, `report` what the figures must reach.
 
 mod against;
+pub mod cluster;
 mod harness;
 mod live;
 mod matrix;

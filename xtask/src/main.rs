@@ -85,6 +85,7 @@ Examples:
 Examples:
   cargo xtask bench
   cargo xtask bench --quick
+  cargo xtask bench --cluster
   cargo xtask bench --json | tail -n 1 > bench.json
   cargo xtask bench -- --help    the benchmark's own options")]
     Bench {

@@ -18,6 +18,9 @@ struct Arguments {
     /// Also print the figures as one JSON object, on the last line of stdout.
     #[arg(long)]
     json: bool,
+    /// What the members' state costs, instead: records, joiners, digests.
+    #[arg(long, conflicts_with_all = ["against", "plot", "only", "part"])]
+    cluster: bool,
     /// Small frames only, and three rounds.
     #[arg(long)]
     quick: bool,
@@ -63,6 +66,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask bench                                    every path, about two minutes
   cargo xtask bench --quick --only established         one path, a few seconds
+  cargo xtask bench --cluster                          what replication costs, a minute
   cargo xtask bench --json | tail -n 1 > bench.json
   cargo xtask bench --plot bench.svg
   cargo xtask bench --against /sys/fs/bpf/other/prog   beside another balancer for 203.0.113.10:80
@@ -82,8 +86,22 @@ fn main() -> ExitCode {
     }
 }
 
+fn measure_cluster(json: bool) -> Result<()> {
+    run::require_root()?;
+    let figures = bench::cluster::run()?;
+    print!("{figures}");
+    if json {
+        println!("{}", serde_json::to_string(&figures)?);
+    }
+    Ok(())
+}
+
 fn measure(arguments: Arguments) -> Result<()> {
-    let Arguments { json, quick, against, pace, against_name, plot, vip, only, rounds, cpu, part, harness } = arguments;
+    if arguments.cluster {
+        return measure_cluster(arguments.json);
+    }
+    let Arguments { json, quick, against, pace, against_name, plot, vip, only, rounds, cpu, part, harness, .. } =
+        arguments;
     run::require_root()?;
     let report = bench::run(&Options {
         harness,
