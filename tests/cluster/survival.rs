@@ -315,7 +315,7 @@ fn what_a_crash_leaves_is_put_in_order_by_whoever_comes_next() {
     rename("prog_old", "prog");
     assert_eq!(status(&cluster.members[0]).0, 5, "the link runs what is not confirmed");
     assert_eq!(datapath(&cluster.members[0], &["upgrade", "--check"]).code, 0);
-    assert_eq!((now(&cluster, "current"), now(&cluster, "previous")), (Some(first.clone()), None));
+    assert_eq!((now(&cluster, "current"), now(&cluster, "previous")), (Some(first), None));
     assert_eq!(status(&cluster.members[0]).0, 0);
     callers.iter_mut().for_each(|caller| caller.ask().unwrap());
     // In a rollback, after the link was switched and before the rename.
