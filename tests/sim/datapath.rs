@@ -334,17 +334,12 @@ impl Flows<Key> for Datapath {
     fn insert(&self, key: &Key, entry: &FlowEntry) -> Inserted {
         self.interleave(key);
         let mut flows = self.flows.borrow_mut();
-        let mut entry = *entry;
-        if self.mutation == Mutation::RecordsWrongBackend {
-            let neighbour = entry.backend + 1;
-            entry.backend = if self.backends.contains_key(&neighbour) { neighbour } else { 1 };
-        }
-        let mut result = flows.insert(key, &entry);
+        let mut result = flows.insert(key, entry);
         if result == Inserted::Full {
             self.refused.set(self.refused.get() + 1);
             if self.mutation == Mutation::EvictsForNewcomers {
                 flows.evict_one(&mut self.rng.borrow_mut());
-                result = flows.insert(key, &entry);
+                result = flows.insert(key, entry);
             }
         }
         result

@@ -40,8 +40,6 @@ pub(crate) enum Mutation {
     DrainsAtOnce,
     /// One member numbers its ring otherwise.
     TurnsOneRing,
-    /// A flow is recorded with the backend's neighbour.
-    RecordsWrongBackend,
     /// One member answers no probes.
     NeverAnswersProbes,
     /// One member drops the packets of flows that it knows.
