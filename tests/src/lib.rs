@@ -13,6 +13,7 @@ pub mod config;
 pub mod demo;
 pub mod detection;
 pub mod differential;
+pub mod hogs;
 pub mod interrupt;
 pub mod member;
 pub mod netns;

@@ -1,14 +1,11 @@
 //! A: faults of members.
 
-use std::{
-    process::{Child, Command, Stdio},
-    thread,
-    time::Duration,
-};
+use std::{thread, time::Duration};
 
 use lb_common::flow::FlowKeyV4;
 use tests::{
     cluster::{READY_LIMIT, tcp_flow},
+    hogs::Hogs,
     interrupt, population,
 };
 
@@ -115,28 +112,27 @@ fn has_begun_to_hear(scene: &Scene) {
     assert!(interrupt::wait_until(READY_LIMIT, Duration::from_millis(1), some).unwrap());
 }
 
+fn comes_back(mut scene: Scene, id: u8) {
+    scene.pause(500);
+    scene.cluster.revive(id).unwrap();
+    scene.ready(id);
+    scene.cluster.announce(id).unwrap();
+    scene.pause(1000);
+    scene.nothing_broke();
+}
+
 #[test]
 fn a8_a_member_returns_with_empty_tables_under_its_old_id() {
     let mut scene = Scene::of(3);
     power_loss(&mut scene, 1);
-    scene.pause(500);
-    scene.cluster.revive(1).unwrap();
-    scene.ready(1);
-    scene.cluster.announce(1).unwrap();
-    scene.pause(1000);
-    scene.nothing_broke();
+    comes_back(scene, 1);
 }
 
 #[test]
 fn a8_a_member_returns_with_its_tables_of_before() {
     let mut scene = Scene::of(3);
     scene.cluster.cut(1).unwrap();
-    scene.pause(500);
-    scene.cluster.revive(1).unwrap();
-    scene.ready(1);
-    scene.cluster.announce(1).unwrap();
-    scene.pause(1000);
-    scene.nothing_broke();
+    comes_back(scene, 1);
 }
 
 #[test]
@@ -149,30 +145,10 @@ fn a9_all_agents_restart_at_once() {
     scene.nothing_broke();
 }
 
-/// Busy processes, 32 for each CPU.
-struct Hogs(Vec<Child>);
-
-impl Hogs {
-    fn start() -> Self {
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let hog = |_| Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn().unwrap();
-        Self((0..32 * cpus).map(hog).collect())
-    }
-}
-
-impl Drop for Hogs {
-    fn drop(&mut self) {
-        for hog in &mut self.0 {
-            let _ = hog.kill();
-            let _ = hog.wait();
-        }
-    }
-}
-
 #[test]
 fn a11_a_member_has_32_busy_processes_for_each_cpu() {
     let scene = Scene::of_long_ones(3);
-    let hogs = Hogs::start();
+    let hogs = Hogs::start().unwrap();
     thread::sleep(Duration::from_secs(5));
     drop(hogs);
     scene.pause(500);

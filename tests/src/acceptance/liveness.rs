@@ -1,10 +1,6 @@
 //! How soon a crash is noticed, and how often one is noticed that did not happen.
 
-use std::{
-    process::{Child, Command, Stdio},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use lb_common::rank::bit;
@@ -13,6 +9,7 @@ use crate::{
     check::Check,
     cluster::{Cluster, READY_LIMIT, Shape},
     detection::Watch,
+    hogs::Hogs,
     interrupt,
 };
 
@@ -22,8 +19,6 @@ const CRASHES: u8 = 30;
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long nobody dies, on a busy machine and a network that loses packets.
 const QUIET: Duration = Duration::from_secs(600);
-/// Busy processes for each CPU.
-const HOGS: usize = 32;
 const SHAPE: Shape = Shape { balancers: 3, servers: 1, naive: false };
 
 pub(super) fn detection() -> Result<Vec<Check>> {
@@ -58,29 +53,6 @@ fn crashes(probe: (u32, u32), bound: f64) -> Result<Vec<Check>> {
         Check::new("crashes noticed", format!("{all}, half within {median:.0} ms"), "printed".to_owned(), all > 0),
         Check::ms_at_most("crash to liveness bit cleared, p99", at(0.99), bound),
     ])
-}
-
-/// Busy processes; dropped, they end.
-struct Hogs(Vec<Child>);
-
-impl Hogs {
-    fn start() -> Result<Self> {
-        let cpus = thread::available_parallelism().map_or(1, usize::from);
-        let mut hogs = Self(Vec::new());
-        for _ in 0..HOGS * cpus {
-            let hog = Command::new("sh").args(["-c", "while :; do :; done"]).stdin(Stdio::null()).spawn();
-            hogs.0.push(hog.context("cannot start a busy process")?);
-        }
-        Ok(hogs)
-    }
-}
-
-impl Drop for Hogs {
-    fn drop(&mut self) {
-        for hog in &mut self.0 {
-            let _gone = hog.kill().and_then(|()| hog.wait());
-        }
-    }
 }
 
 pub(super) fn false_alarms() -> Result<Vec<Check>> {
