@@ -38,6 +38,7 @@ mod vip;
 pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
+pub use node::{FLOWS_LEAST, FLOWS_MOST};
 pub use problem::ConfigError;
 pub use value::{
     Affinity, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic, Prefix, Replicate, TooBig,

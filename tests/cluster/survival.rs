@@ -1,5 +1,7 @@
 //! What outlives the agent, and how it is looked after: `tandem datapath`.
 
+mod tables;
+
 use std::{
     fs,
     os::unix::fs::{MetadataExt as _, PermissionsExt as _},

@@ -104,8 +104,7 @@ impl Edges {
         let events = EventRings::open(&mut datapath)?;
         let (found, resolved) = mpsc::channel(RESOLVED);
         let next_hops = NextHops::start(found).context("next hops")?;
-        let (chunks, swept) = mpsc::channel(sweep::CHUNKS);
-        sweep::start(flows.map(), flows_v6.map(), chunks).context("sweep")?;
+        let swept = sweep(&flows, &flows_v6).context("sweep")?;
         let incarnation = state.next_incarnation()?;
         let edges = Self {
             datapath,
@@ -165,6 +164,9 @@ impl Edges {
             }
             Err(error) => error!(%error, "cannot look after the interfaces"),
         }
+        if let Err(error) = self.use_other_tables() {
+            error!("the flow tables were replaced, and the new ones cannot be used: {error:#}");
+        }
         if self.healed_at.elapsed() >= HEAL_EVERY {
             self.healed_at = Instant::now();
             match self.installed.heal() {
@@ -173,6 +175,19 @@ impl Edges {
                 Err(error) => complain::<(), _>(Err(error)),
             }
         }
+    }
+
+    /// Works with the flow tables that are pinned now: `tandem datapath upgrade` and `rollback` replace them.
+    fn use_other_tables(&mut self) -> anyhow::Result<()> {
+        let Some((v4, v6)) = self.datapath.other_tables()? else { return Ok(()) };
+        let (flows, flows_v6) = (FlowTable::new(v4), FlowTable::new(v6));
+        // The sweep of before ends with its channel.
+        self.swept = sweep(&flows, &flows_v6)?;
+        (self.fixed.flows_max, self.fixed.flows_v6_max) = (flows.capacity()?, flows_v6.capacity()?);
+        let (max, v6_max) = (self.fixed.flows_max, self.fixed.flows_v6_max);
+        info!(flows_max = max, flows_v6_max = v6_max, "the flow tables were replaced by others; these are used now");
+        (self.flows, self.flows_v6) = (flows, flows_v6);
+        Ok(())
     }
 
     /// Carries out what the core wants, in its order, until it wants nothing more.
@@ -310,6 +325,12 @@ impl Edges {
     fn address(&self, member: u8) -> Option<IpAddr> {
         self.installed.members().get(&member).map(|address| config::ip(*address))
     }
+}
+
+fn sweep(v4: &FlowTable<FlowKeyV4>, v6: &FlowTable<FlowKeyV6>) -> io::Result<mpsc::Receiver<Swept>> {
+    let (chunks, swept) = mpsc::channel(sweep::CHUNKS);
+    sweep::start(v4.map(), v6.map(), chunks)?;
+    Ok(swept)
 }
 
 fn received(input: &Input) -> usize {

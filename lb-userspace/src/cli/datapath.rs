@@ -5,11 +5,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::RangedI64ValueParser, value_parser};
 use serde::Serialize;
 
 use super::{Exit, Failure, paint::Paint, place::Output, print, table::Table};
 use crate::{
+    config::{FLOWS_LEAST, FLOWS_MOST},
     inspect::{
         datapath::{InspectError, Installation, PinnedLink, PinnedProgram, Role},
         words::{FORMAT_VERSION, duration, grouped},
@@ -17,7 +18,7 @@ use crate::{
     io::{
         datapath::OBJECT,
         removal::{self, RemovalError},
-        upgrade::{self as io_upgrade, Tally, UpgradeError, Upgraded, WINDOW},
+        upgrade::{self as io_upgrade, Tally, UpgradeError, Upgraded, WINDOW, Wish},
     },
     pinned,
 };
@@ -62,11 +63,13 @@ Examples:
   tandem datapath upgrade --check        only the golden packets; changes nothing
   tandem datapath upgrade
   tandem datapath upgrade -o json --object /usr/lib/tandem/lb-ebpf
+  tandem datapath upgrade --flows-max 4194304      larger tables, filled with the flows that are there
 
 With an agent running or without. The program first gets golden packets on maps of its own, among them copies of this member's tables;
 one that treats a packet otherwise than it should is not attached. Then it replaces the old one atomically and is watched for ten
 seconds: if more is dropped than before, the old one is put back (exit code 1). `tandem run` of another version does the same when it
-starts. Maps of another layout are refused.
+starts, and when node.flows_max has changed; so write it there, too. Tables of another layout are converted by an agent that
+starts, and by nothing else. After these ten seconds `rollback` cannot bring the tables of before back: change their size again.
 ")]
     Upgrade {
         #[command(flatten)]
@@ -77,6 +80,12 @@ starts. Maps of another layout are refused.
         /// The programs of this file instead of those in this tandem
         #[arg(long, value_name = "FILE")]
         object: Option<PathBuf>,
+        /// IPv4 flows that the table shall hold
+        #[arg(long, value_name = "N", value_parser = flows())]
+        flows_max: Option<u32>,
+        /// IPv6 flows that the table shall hold
+        #[arg(long, value_name = "N", value_parser = flows())]
+        flows_v6_max: Option<u32>,
         /// What to print
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
@@ -119,10 +128,18 @@ struct Pins {
     pin_dir: PathBuf,
 }
 
+/// As many as node.flows_max may say.
+fn flows() -> RangedI64ValueParser<u32> {
+    value_parser!(u32).range(FLOWS_LEAST as i64..=FLOWS_MOST as i64)
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     match &arguments.command {
         Command::Status { pins, output } => status(pins, *output),
-        Command::Upgrade { pins, check, object, output } => upgrade(pins, *check, object.as_deref(), *output),
+        Command::Upgrade { pins, check, object, flows_max, flows_v6_max, output } => {
+            let wish = Wish { only_check: *check, flows_max: *flows_max, flows_v6_max: *flows_v6_max };
+            upgrade(pins, &wish, object.as_deref(), *output)
+        }
         Command::Rollback { pins, output } => rollback(pins, *output),
         Command::Detach { pins } => detach(pins),
     }
@@ -168,7 +185,7 @@ impl Change {
     }
 }
 
-fn upgrade(pins: &Pins, check: bool, object: Option<&Path>, output: Output) -> Result<Exit, Failure> {
+fn upgrade(pins: &Pins, wish: &Wish, object: Option<&Path>, output: Output) -> Result<Exit, Failure> {
     let read;
     let object = match object {
         None => OBJECT,
@@ -178,7 +195,7 @@ fn upgrade(pins: &Pins, check: bool, object: Option<&Path>, output: Output) -> R
             &read
         }
     };
-    let change = match io_upgrade::upgrade(&pins.pin_dir, object, check)? {
+    let change = match io_upgrade::upgrade(&pins.pin_dir, object, wish)? {
         Upgraded::Same(program) => {
             let text = format!("nothing to do: program {program} is attached already\n");
             Change::new("same", vec![program.to_string()], text)

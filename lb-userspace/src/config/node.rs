@@ -18,10 +18,10 @@ use super::{
 };
 use crate::identity::{KEY_FILE, MemberKey};
 
-/// Limits of both tables.
-const FLOWS_LEAST: u64 = 16;
-/// See `FLOWS_LEAST`.
-const FLOWS_MOST: u64 = 1 << 26;
+/// The fewest flows that a table may be made for: a test can fill it.
+pub const FLOWS_LEAST: u64 = 16;
+/// The most: 8 GB.
+pub const FLOWS_MOST: u64 = 1 << 26;
 
 /// Without a word about it, the table of IPv6 flows is a quarter of the other: its memory is taken at the start, too.
 fn flows_v6_max(flows_max: u32) -> u32 {

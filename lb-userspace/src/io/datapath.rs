@@ -1,39 +1,48 @@
 //! Loading the XDP programs, on maps that outlive the agent.
 
+mod entry;
+mod object;
+
 use std::{
-    collections::BTreeMap,
     net::IpAddr,
     path::{Path, PathBuf},
     time::Instant,
 };
 
 use aya::{
-    Ebpf, EbpfError, EbpfLoader,
+    Ebpf, EbpfError,
     maps::{
-        Map, MapData, MapError,
+        HashMap, Map, MapData, MapError, MapInfo,
         xdp::{DevMapHash, XdpMapError},
     },
     pin::PinError,
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{ProgramError, Xdp},
 };
-use aya_obj::{Object, ParseError, programs::XdpAttachType};
-use lb_common::{decap, maps};
+use aya_obj::{ParseError, programs::XdpAttachType};
+use lb_common::{
+    flow::{FlowEntry, FlowKeyV4, FlowKeyV6},
+    maps,
+};
 use tracing::{error, info, warn};
 
 use super::{
     attach::{self, AttachError, Mode},
     clock::now_ns,
+    copying::{Copying, How},
     interfaces::Interfaces,
-    pins::{self, PINNED, PinsError, Shape},
-    program::Program,
+    layouts::CURRENT,
+    pins::{self, Fit, PinsError},
+    program::Fingerprint,
     rehearsal::{RehearsalError, rehearse},
     state::{DirectoryLock, StateError},
     upgrade::{self, Changing, Judgement, Tally, Trial, UpgradeError},
 };
 use crate::config::MultiBuffer;
 
-/// The programs and their maps, as the build made them.
-pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+pub use entry::Entry;
+pub use object::{
+    Capacities, OBJECT, capacities_beside, clamp, fit, inner_map, load_balancer, load_decap, load_on, program, take,
+};
 
 /// Why the datapath cannot be made or taken over. In every case no packet is treated differently than before.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +95,12 @@ pub enum DatapathError {
     /// This version's programs do something else than they should.
     #[error(transparent)]
     Rehearsal(#[from] RehearsalError),
+    /// Other tables need another program.
+    #[error(
+        "program {0} was rolled back here, and is needed for the tables that are wanted (node.flows_max, node.flows_v6_max, or \
+         this version's layout): start with those of before, or use another version. Nothing was changed"
+    )]
+    Refused(Fingerprint),
     /// Anything else of the operating system.
     #[error(transparent)]
     Io(#[from] std::io::Error),
@@ -108,88 +123,6 @@ pub struct Spec<'s> {
     pub flows_v6_max: u32,
 }
 
-impl Spec<'_> {
-    /// The maps whose capacity is not the object's.
-    ///
-    /// Of tuples that have not earned an entry, a quarter of the flows is remembered.
-    fn capacities(&self) -> BTreeMap<&'static str, u32> {
-        let pending = |flows: u32| (flows / 4).clamp(PENDING_MIN, maps::PENDING_MAX);
-        BTreeMap::from([
-            (maps::FLOWS, self.flows_max),
-            (maps::FLOWS_V6, self.flows_v6_max),
-            (maps::PENDING, pending(self.flows_max)),
-            (maps::PENDING_V6, pending(self.flows_v6_max)),
-        ])
-    }
-}
-
-/// An LRU keeps free elements per CPU, 128 at a time: a smaller one would forget what it has just been told.
-const PENDING_MIN: u32 = 1 << 14;
-
-/// One body, two programs: what differs is whether frames may lie in several buffers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Entry {
-    /// Frames lie in one buffer.
-    Linear,
-    /// They may lie in several (kernel 5.18).
-    MultiBuffer,
-}
-
-/// The largest MTU for which every driver keeps a frame in one buffer of a page: 4096 bytes, less headroom and tailroom.
-///
-/// veth allows 3,506; Intel's drivers, whose buffers are of 3 KiB, 3,046.
-const LINEAR_MTU_MAX: u32 = 3_000;
-
-impl Entry {
-    /// Each of them.
-    pub const ALL: [Self; 2] = [Self::Linear, Self::MultiBuffer];
-
-    /// The one for an interface of that MTU.
-    ///
-    /// In generic mode the kernel makes frames linear before the program sees them.
-    pub fn of(multi_buffer: MultiBuffer, mode: Mode, mtu: u32) -> Self {
-        match multi_buffer {
-            MultiBuffer::On => Self::MultiBuffer,
-            MultiBuffer::Auto if mode == Mode::Native && mtu > LINEAR_MTU_MAX => Self::MultiBuffer,
-            MultiBuffer::Auto | MultiBuffer::Off => Self::Linear,
-        }
-    }
-
-    /// The program's name in the object.
-    pub const fn program(self) -> &'static str {
-        match self {
-            Self::Linear => "balancer",
-            Self::MultiBuffer => "balancer_frags",
-        }
-    }
-
-    /// The same of the program that takes outer headers off.
-    pub const fn decap(self) -> &'static str {
-        match self {
-            Self::Linear => "decap",
-            Self::MultiBuffer => "decap_frags",
-        }
-    }
-
-    /// Where the program that the links run is pinned.
-    pub const fn pin(self) -> &'static str {
-        match self {
-            Self::Linear => pins::PROGRAM,
-            Self::MultiBuffer => pins::PROGRAM_FRAGS,
-        }
-    }
-
-    /// Where the one that is about to take its place is.
-    pub fn next_pin(self) -> String {
-        format!("{}_new", self.pin())
-    }
-
-    /// Where the one before it is.
-    pub fn previous_pin(self) -> String {
-        format!("{}_old", self.pin())
-    }
-}
-
 /// The programs that the interfaces need, loaded on their pinned maps.
 pub struct Datapath {
     ebpf: Ebpf,
@@ -198,19 +131,28 @@ pub struct Datapath {
     pins: PathBuf,
     adopted: bool,
     unfinished: Unfinished,
-    step: Option<Step>,
+    step: Option<(Changing, Step)>,
+    /// What the tables that it was loaded on are still filled from.
+    copying: Option<Copying>,
+    tables: TableIds,
     _lock: DirectoryLock,
 }
 
 /// What attaching will do to the programs.
 enum Step {
     /// This version's are the first, or those that are there know other maps.
-    Attach(Changing),
+    Attach,
     /// Those that are pinned stay: they are the same, or this version's may not take their place.
-    Keep(Changing),
-    /// This version's take their place and are watched; what the counters said a while before.
-    Switch(Changing, Tally, Instant),
+    Keep,
+    /// This version's take their place; if they are watched, what the counters said a while before.
+    Switch(Option<(Tally, Instant)>),
 }
+
+/// The kernel's numbers for the flow tables.
+type TableIds = [u32; 2];
+
+/// The flow tables of both families.
+pub type FlowMaps = (HashMap<MapData, FlowKeyV4, FlowEntry>, HashMap<MapData, FlowKeyV6, FlowEntry>);
 
 /// Pins of a datapath that is new and not attached yet: when the agent fails half-way, they go.
 struct Unfinished {
@@ -236,18 +178,23 @@ impl Datapath {
         let interfaces = Interfaces::inspect(spec.interfaces, spec.pins, spec.mode, spec.multi_buffer)?;
         pins::prepare(spec.pins)?;
         let lock = DirectoryLock::take(spec.pins)?;
-        let capacities = spec.capacities();
-        pins::check(spec.pins, &shapes(OBJECT, &capacities)?)?;
+        let changing = Changing::begin(spec.pins).map_err(change_failed)?;
+        let capacities = object::capacities(spec.flows_max, spec.flows_v6_max);
+        let fit = fit(spec.pins, OBJECT, &capacities)?;
 
         let adopted = pins::exist(spec.pins);
         let unfinished = Unfinished { pins: (!adopted).then(|| spec.pins.to_owned()) };
-        let mut ebpf = load_on(spec.pins, OBJECT, &capacities)?;
-        start_log(&mut ebpf);
+        let loaded = load(&changing, &interfaces, spec.pins, &capacities, &fit);
+        if loaded.is_err() && adopted {
+            // New tables take memory.
+            changing.settle().map_err(change_failed)?;
+        }
+        let Loaded { mut ebpf, step, copying, tables } = loaded?;
         let pins = spec.pins.to_owned();
         let devices = take(&mut ebpf, maps::DEVICES)?;
-        let changing = Changing::begin(spec.pins).map_err(change_failed)?;
-        let step = Some(step(changing, &mut ebpf, &interfaces.entries(), spec.pins)?);
-        let datapath = Self { ebpf, interfaces, devices, pins, adopted, unfinished, step, _lock: lock };
+        let step = Some((changing, step));
+        let datapath =
+            Self { ebpf, interfaces, devices, pins, adopted, unfinished, step, copying, tables, _lock: lock };
         info!(pins = %spec.pins.display(), adopted, "datapath loaded");
         Ok(datapath)
     }
@@ -286,38 +233,25 @@ impl Datapath {
     pub fn attach(&mut self) -> Result<(), DatapathError> {
         self.fill_devices()?;
         let entries = self.interfaces.entries();
-        let Some(step) = self.step.take() else { return Ok(()) };
-        let (Step::Attach(changing) | Step::Keep(changing) | Step::Switch(changing, ..)) = &step;
-        let is_kept = |entry: &Entry| matches!(step, Step::Keep(_)) && self.pins.join(entry.pin()).exists();
+        let Some((changing, step)) = self.step.take() else { return Ok(()) };
+        let is_kept = |entry: &Entry| matches!(step, Step::Keep) && self.pins.join(entry.pin()).exists();
         let new: Vec<Entry> = entries.iter().copied().filter(|entry| !is_kept(entry)).collect();
-        for entry in &new {
-            let program = program(&mut self.ebpf, entry.program())?;
-            changing.prepare(*entry, program).map_err(change_failed)?;
-        }
         let began = match &step {
-            Step::Switch(_, _, measured) => {
+            Step::Switch(Some((before, measured))) => {
                 std::thread::sleep(upgrade::BASELINE.saturating_sub(measured.elapsed()));
-                changing.tally().map_err(change_failed)?
+                Some((*before, changing.tally().map_err(change_failed)?))
             }
-            Step::Attach(_) | Step::Keep(_) => Tally::default(),
-        };
-        let open = |entry: Entry| {
-            let name = if new.contains(&entry) { entry.next_pin() } else { entry.pin().to_owned() };
-            changing.open(&name).map_err(change_failed)
+            Step::Switch(None) | Step::Attach | Step::Keep => None,
         };
         // After an error, an adopted datapath keeps what it has; the links of a new one go with its pins.
-        if let Err(error) = self.interfaces.attach(open) {
+        if let Err(error) = self.switch(&changing, &new) {
             if self.adopted {
                 changing.settle().map_err(change_failed)?;
             }
             return Err(error);
         }
-        let trial = match &step {
-            Step::Switch(_, before, _) => {
-                Some(Trial { began_ns: now_ns(), began, baseline_ppm: (began - *before).lost_ppm() })
-            }
-            Step::Attach(_) | Step::Keep(_) => None,
-        };
+        let trial =
+            began.map(|(before, began)| Trial { began_ns: now_ns(), began, baseline_ppm: (began - before).lost_ppm() });
         if !new.is_empty() {
             changing.commit(&new, trial.as_ref()).map_err(change_failed)?;
         }
@@ -331,6 +265,40 @@ impl Datapath {
         }
         self.unfinished.pins = None;
         Ok(())
+    }
+
+    /// Pins the programs that are `new` and puts them into the links, with the tables filled before and after.
+    fn switch(&mut self, changing: &Changing, new: &[Entry]) -> Result<(), DatapathError> {
+        let follow = |copying: &mut Option<Copying>| {
+            copying
+                .as_mut()
+                .map_or(Ok(()), |copying| changing.follow_tables(copying, How::Merge))
+                .map_err(change_failed)
+        };
+        follow(&mut self.copying)?;
+        for entry in new {
+            let program = program(&mut self.ebpf, entry.program())?;
+            changing.prepare(*entry, program).map_err(change_failed)?;
+        }
+        let open = |entry: Entry| {
+            let name = if new.contains(&entry) { entry.next_pin() } else { entry.pin().to_owned() };
+            changing.open(&name).map_err(change_failed)
+        };
+        self.interfaces.attach(open)?;
+        follow(&mut self.copying)?;
+        self.copying = None;
+        Ok(())
+    }
+
+    /// The flow tables that somebody has put in the place of those that are known here.
+    pub fn other_tables(&mut self) -> Result<Option<FlowMaps>, DatapathError> {
+        let found = table_ids(&self.pins, &[], &self.pins)?;
+        if found == self.tables {
+            return Ok(None);
+        }
+        let maps = (pinned(&self.pins, maps::FLOWS)?, pinned(&self.pins, maps::FLOWS_V6)?);
+        self.tables = found;
+        Ok(Some(maps))
     }
 
     /// Attaches again where an interface has come back; true if one has. Judges an upgrade that is being watched.
@@ -378,8 +346,47 @@ impl Datapath {
     }
 }
 
+/// This version's programs on the pinned maps, or on tables that are about to take the place of some.
+struct Loaded {
+    ebpf: Ebpf,
+    step: Step,
+    copying: Option<Copying>,
+    tables: TableIds,
+}
+
+fn load(
+    changing: &Changing,
+    interfaces: &Interfaces,
+    pins: &Path,
+    capacities: &Capacities,
+    fit: &Fit,
+) -> Result<Loaded, DatapathError> {
+    let new = fit.replaced();
+    let beside = if new.is_empty() { pins.to_owned() } else { changing.begin_tables().map_err(change_failed)? };
+    let mut ebpf = load_on(pins, (&beside, new), OBJECT, capacities)?;
+    object::start_log(&mut ebpf);
+    let step = step(changing, &mut ebpf, &interfaces.entries(), pins, fit)?;
+    let layout = match fit {
+        Fit::Same => None,
+        Fit::Resized(_) => Some(&CURRENT),
+        Fit::Older(layout) => Some(*layout),
+    };
+    // Before anything reads them: an agent that finds no flows takes the cluster for a new one.
+    let copying = layout.map(|layout| changing.fill_tables(layout)).transpose().map_err(change_failed)?;
+    if matches!(fit, Fit::Older(_)) {
+        pins::remove_rings(pins)?;
+    }
+    Ok(Loaded { ebpf, step, copying, tables: table_ids(pins, new, &beside)? })
+}
+
 /// What attaching must do, seen that these programs are needed and what is pinned.
-fn step(changing: Changing, ebpf: &mut Ebpf, entries: &[Entry], pins: &Path) -> Result<Step, DatapathError> {
+fn step(
+    changing: &Changing,
+    ebpf: &mut Ebpf,
+    entries: &[Entry],
+    pins: &Path,
+    fit: &Fit,
+) -> Result<Step, DatapathError> {
     let mut pinned = Vec::new();
     for entry in Entry::ALL {
         let found = changing.pinned(entry.pin()).map_err(change_failed)?;
@@ -393,203 +400,71 @@ fn step(changing: Changing, ebpf: &mut Ebpf, entries: &[Entry], pins: &Path) -> 
         for entry in entries {
             load_balancer(ebpf, *entry)?;
         }
-        return Ok(Step::Attach(changing));
+        return Ok(Step::Attach);
     }
-    let may_stay = entries.iter().all(|entry| old(entry).is_some());
+    let has_all = entries.iter().all(|entry| old(entry).is_some());
+    let tables_stay = matches!(fit, Fit::Same);
+    let may_stay = has_all && tables_stay;
     let mut is_same = true;
     for entry in entries {
+        let is_other = |new: Fingerprint| old(entry).is_some_and(|old| old.fingerprint != new);
         match load_balancer(ebpf, *entry) {
-            Ok(new)
-                if changing.is_refused(new.fingerprint)
-                    && may_stay
-                    && old(entry).is_some_and(|old| old.fingerprint != new.fingerprint) =>
-            {
+            Ok(new) if changing.is_refused(new.fingerprint) && has_all && is_other(new.fingerprint) => {
+                if !tables_stay {
+                    return Err(DatapathError::Refused(new.fingerprint));
+                }
                 warn!(program = %new.fingerprint, "this version's program was rolled back here: the one before goes on (`tandem datapath upgrade` tries again)");
-                return Ok(Step::Keep(changing));
+                return Ok(Step::Keep);
             }
-            Ok(new) => is_same &= old(entry).is_none_or(|old| old.fingerprint == new.fingerprint),
+            Ok(new) => is_same &= !is_other(new.fingerprint),
             Err(error) if may_stay => {
                 error!(%error, "this version's program cannot be loaded: the one before goes on");
-                return Ok(Step::Keep(changing));
+                return Ok(Step::Keep);
             }
             Err(error) => return Err(error),
         }
     }
-    if is_same {
-        return Ok(Step::Keep(changing));
+    if is_same && tables_stay {
+        return Ok(Step::Keep);
     }
-    let (before, measured) = (changing.tally().map_err(change_failed)?, Instant::now());
-    match rehearse(OBJECT, Some(pins)) {
+    let is_converted = matches!(fit, Fit::Older(_));
+    // What was counted in another layout cannot be compared, and nobody writes tables of it any more: no way back.
+    let before = if is_converted { None } else { Some((changing.tally().map_err(change_failed)?, Instant::now())) };
+    if is_same {
+        return Ok(Step::Switch(before));
+    }
+    match rehearse(OBJECT, (!is_converted).then_some(pins)) {
         Ok(golden) => {
             info!(
                 golden = golden.cases,
                 ms = golden.took.as_millis(),
                 "this version's program passed the golden packets"
             );
-            Ok(Step::Switch(changing, before, measured))
+            Ok(Step::Switch(before))
         }
         Err(error) if may_stay => {
             error!(%error, "this version's program is not attached: the one before goes on");
-            Ok(Step::Keep(changing))
+            Ok(Step::Keep)
         }
         Err(error) => Err(DatapathError::Rehearsal(error)),
     }
-}
-
-/// Loads `object` on the maps pinned in `pins`, which must be there and fit: for a process beside the agent.
-pub fn load_beside(pins: &Path, object: &[u8]) -> Result<Ebpf, DatapathError> {
-    // Of these the configuration decides how large they are, not the object.
-    let mut capacities = BTreeMap::new();
-    for name in [maps::FLOWS, maps::FLOWS_V6, maps::PENDING, maps::PENDING_V6] {
-        let map = MapData::from_pin(pins.join(name)).and_then(|map| map.info());
-        capacities.insert(name, map.map_err(|error| DatapathError::Map { name, error })?.max_entries());
-    }
-    pins::check(pins, &shapes(object, &capacities)?)?;
-    load_on(pins, object, &capacities)
-}
-
-/// Loads the program of `entry`; which one it is.
-pub fn load_balancer(ebpf: &mut Ebpf, entry: Entry) -> Result<Program, DatapathError> {
-    load_program(ebpf, entry.program())?;
-    let info = program(ebpf, entry.program())?.info();
-    let info = info.map_err(|error| DatapathError::Program { name: entry.program(), error })?;
-    Ok(Program::of(&info)?)
-}
-
-fn load_on(pins: &Path, object: &[u8], capacities: &BTreeMap<&'static str, u32>) -> Result<Ebpf, DatapathError> {
-    let mut loader = EbpfLoader::new();
-    // No program reads kernel structures, so none needs the kernel's BTF; the maps keep their own.
-    loader.btf(None);
-    for (name, capacity) in capacities {
-        loader.map_max_entries(name, *capacity);
-    }
-    for name in DECAP_MAPS {
-        loader.map_max_entries(name, 1);
-    }
-    for name in PINNED {
-        loader.map_pin_path(name, pins.join(name));
-    }
-    Ok(loader.load(object)?)
 }
 
 fn change_failed(error: UpgradeError) -> DatapathError {
     DatapathError::Change(Box::new(error))
 }
 
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), DatapathError> {
-    program(ebpf, name)?.load().map_err(|error| DatapathError::Program { name, error })
-}
-
-/// The map `name`, as a typed one.
-pub fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static str) -> Result<T, DatapathError> {
-    let map = ebpf.take_map(name).ok_or(DatapathError::Missing(name))?;
-    T::try_from(map).map_err(|error| DatapathError::Map { name, error })
-}
-
-/// The maps of `decap`, which `balancer` does not use; and of `balancer`, which `decap` does not use, the large ones.
-const DECAP_MAPS: [&str; 2] = [decap::DECAP_FROM, decap::DECAP_VIPS];
-const LARGE_BALANCER_MAPS: [&str; 10] = [
-    maps::FLOWS,
-    maps::FLOWS_V6,
-    maps::PENDING,
-    maps::PENDING_V6,
-    maps::FRAGMENTS,
-    maps::FRAGMENTS_V6,
-    maps::SERVICES,
-    maps::BACKENDS,
-    maps::SERVICE_COUNT,
-    maps::BACKEND_COUNT,
-];
-
-const CLAMP: &str = "clamp";
-
-/// Loads the object for the program `name`, one of `Entry::decap`, and for the clamp if that is wanted: no pins, and the
-/// balancer's maps as small as they can be.
-pub fn load_decap(name: &'static str, has_clamp: bool) -> Result<Ebpf, DatapathError> {
-    attach::check_host()?;
-    let mut loader = EbpfLoader::new();
-    loader.btf(None);
-    for name in LARGE_BALANCER_MAPS {
-        loader.map_max_entries(name, 1);
-    }
-    let mut ebpf = loader.load(OBJECT)?;
-    start_log(&mut ebpf);
-    load_program(&mut ebpf, name)?;
-    if has_clamp {
-        clamp(&mut ebpf)?.load().map_err(|error| DatapathError::Program { name: CLAMP, error })?;
-    }
-    Ok(ebpf)
-}
-
-/// The XDP program `name`.
-pub fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp, DatapathError> {
-    let program = ebpf.program_mut(name).ok_or(DatapathError::Missing(name))?;
-    program.try_into().map_err(|error| DatapathError::Program { name, error })
-}
-
-/// The program that lowers the segment size of SYNs from VIPs.
-pub fn clamp(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
-    let program = ebpf.program_mut(CLAMP).ok_or(DatapathError::Missing(CLAMP))?;
-    program.try_into().map_err(|error| DatapathError::Program { name: CLAMP, error })
-}
-
-/// An inner map that can take the place of those of outer map `outer`.
-pub fn inner_map(outer: &'static str, capacity: u32) -> Result<MapData, DatapathError> {
-    let object = Object::parse(OBJECT)?;
-    let template = object.maps.get(outer).and_then(aya_obj::Map::inner).ok_or(DatapathError::Missing(outer))?;
-    inner_map_like(&template, outer, capacity)
-}
-
-fn inner_map_like(template: &aya_obj::Map, outer: &'static str, capacity: u32) -> Result<MapData, DatapathError> {
-    let definition = aya_obj::Map::new_from_params(
-        template.map_type(),
-        template.key_size(),
-        template.value_size(),
-        capacity,
-        template.map_flags(),
-    );
-    MapData::create(definition, outer, None).map_err(|error| DatapathError::Map { name: outer, error })
-}
-
-/// The kernel adds it to a map of devices: a program that wrote an index there would write into the device itself
-/// (`dev_map_init_map`).
-const BPF_F_RDONLY_PROG: u32 = 1 << 7;
-
-/// What the object says of its maps, with `capacities` in place of its own.
-fn shapes(object: &[u8], capacities: &BTreeMap<&'static str, u32>) -> Result<BTreeMap<String, Shape>, DatapathError> {
-    let shape = |(name, map): (String, aya_obj::Map)| {
-        let shape = Shape {
-            map_type: map.map_type(),
-            key_size: map.key_size(),
-            value_size: map.value_size(),
-            max_entries: capacities.get(name.as_str()).copied().unwrap_or(map.max_entries()),
-            flags: map.map_flags() | if name == maps::DEVICES { BPF_F_RDONLY_PROG } else { 0 },
-        };
-        (name, shape)
+/// Of the tables pinned in `pins`; of those that are `new`, in the other directory.
+fn table_ids(pins: &Path, new: &[&str], beside: &Path) -> Result<TableIds, DatapathError> {
+    let id = |name: &'static str| {
+        let directory = if new.contains(&name) { beside } else { pins };
+        let info = MapInfo::from_pin(directory.join(name)).map_err(|error| DatapathError::Map { name, error })?;
+        Ok::<_, DatapathError>(info.id())
     };
-    Ok(Object::parse(object)?.maps.into_iter().map(shape).collect())
+    Ok([id(maps::FLOWS)?, id(maps::FLOWS_V6)?])
 }
 
-#[cfg(not(feature = "log"))]
-fn start_log(_: &mut Ebpf) {}
-
-/// Prints what the programs log. Failing is no reason to stop: a program without a log call has no log.
-#[cfg(feature = "log")]
-fn start_log(ebpf: &mut Ebpf) {
-    use tokio::io::unix::AsyncFd;
-    match aya_log::EbpfLogger::init(ebpf).map_err(|error| error.to_string()) {
-        Ok(logger) => {
-            // SAFETY: the logger keeps its ring buffer's descriptor open for as long as it lives.
-            match unsafe { AsyncFd::register(logger) } {
-                Ok(mut logger) => drop(tokio::spawn(async move {
-                    while let Ok(mut guard) = logger.readable_mut().await {
-                        guard.get_inner_mut().flush();
-                        guard.clear_ready();
-                    }
-                })),
-                Err(error) => tracing::warn!(%error, "no log of the datapath"),
-            }
-        }
-        Err(error) => tracing::warn!(error, "no log of the datapath"),
-    }
+fn pinned<M: TryFrom<Map, Error = MapError>>(pins: &Path, name: &'static str) -> Result<M, DatapathError> {
+    let map = MapData::from_pin(pins.join(name)).and_then(Map::from_map_data).and_then(M::try_from);
+    map.map_err(|error| DatapathError::Map { name, error })
 }

@@ -6,6 +6,7 @@ use aya::{
 };
 use lb_common::flow::FlowEntry;
 
+use super::copying::How;
 use crate::core::{
     PutMode,
     records::{amend, restore},
@@ -31,6 +32,17 @@ pub enum Put {
     Full,
 }
 
+/// What became of an entry that was copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Merged {
+    /// Written.
+    Written,
+    /// What is there says as much.
+    Known,
+    /// The table is full.
+    Full,
+}
+
 /// What became of a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deletion {
@@ -49,6 +61,11 @@ impl<K: Pod> FlowTable<K> {
     /// The kernel's map.
     pub fn map(&self) -> &MapData {
         self.map.map()
+    }
+
+    /// Flows that fit.
+    pub fn capacity(&self) -> Result<u32, MapError> {
+        Ok(self.map().info()?.max_entries())
     }
 
     /// Writes an entry.
@@ -79,6 +96,21 @@ impl<K: Pod> FlowTable<K> {
             }
         }
         Ok(Put::Done)
+    }
+
+    /// Writes an entry that comes from another table, if it says anything new.
+    pub fn merge(&mut self, key: &K, entry: FlowEntry, how: How) -> Result<Merged, MapError> {
+        if let Some(there) = self.look_up(key)?
+            && (how == How::Missing || amend(&there, &entry) == there)
+        {
+            return Ok(Merged::Known);
+        }
+        let mode = if how == How::Missing { PutMode::Insert } else { PutMode::Amend };
+        Ok(match self.put(key, entry, mode)? {
+            Put::Done => Merged::Written,
+            Put::Found(_) => Merged::Known,
+            Put::Full => Merged::Full,
+        })
     }
 
     /// Deletes an entry unless it was seen later than tick `unless_seen_since`.

@@ -8,8 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{Array, Map, MapData, MapError};
-use lb_common::{abi::SCHEMA, maps, node::Node};
+use aya::maps::{MapData, MapError};
+use lb_common::{abi::SCHEMA, maps};
 use rustix::{
     fs::statfs,
     mount::{MountFlags, mount},
@@ -17,7 +17,7 @@ use rustix::{
 };
 use tracing::{info, warn};
 
-use super::attach::LINK_PREFIX;
+use super::{attach::LINK_PREFIX, bpf::first_value, layouts::Layout};
 
 /// Where bpffs is on every distribution.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -87,10 +87,11 @@ pub enum PinsError {
         /// Its owner's user id.
         owner: u32,
     },
-    /// A pinned map has another shape than the program's.
+    /// A pinned map has another shape than the program's, and nothing converts it.
     #[error(
-        "{} was made by another version or configuration: {difference}. Run that version or configuration, or remove \
-         the datapath and its flows with `rm -r {}`. Nothing was changed", .path.display(), .directory.display()
+        "{} was made by another version: {difference}. Run that version, or take the datapath away with its flows, which live \
+         on at the other members: `tandem datapath detach --pin-dir {}`. Nothing was changed",
+        .path.display(), .directory.display()
     )]
     Incompatible {
         /// The pinned map.
@@ -197,20 +198,88 @@ fn close(directory: &Path) -> Result<(), PinsError> {
     Ok(())
 }
 
+/// How the pinned maps compare with those that a program expects.
+#[derive(Clone, Debug)]
+pub enum Fit {
+    /// They are as it expects them.
+    Same,
+    /// These have another capacity; what is in them can be copied.
+    Resized(Vec<&'static str>),
+    /// They are of a layout that can be converted.
+    Older(&'static Layout),
+}
+
+impl Fit {
+    /// The maps that must be made anew.
+    pub fn replaced(&self) -> &[&'static str] {
+        match self {
+            Self::Same => &[],
+            Self::Resized(names) => names,
+            Self::Older(_) => &PINNED,
+        }
+    }
+}
+
+/// The maps whose capacity the configuration decides.
+const RESIZABLE: [&str; 4] = [maps::FLOWS, maps::FLOWS_V6, maps::PENDING, maps::PENDING_V6];
+
 /// Compares the pinned maps with the shapes that the program expects; pins of other names are not looked at.
 ///
 /// aya reuses a pinned map without a look at it, and the kernel then writes elements of the pinned map's
 /// size into the memory of ours. So no pinned map is opened for use before this has been called.
-pub fn check(directory: &Path, shapes: &BTreeMap<String, Shape>) -> Result<(), PinsError> {
+///
+/// # Errors
+///
+/// They differ in something that nothing can be done about: neither a capacity nor one of the `older` layouts.
+pub fn compare(directory: &Path, shapes: &BTreeMap<String, Shape>, older: &'static [Layout]) -> Result<Fit, PinsError> {
+    let layout = match pinned_schema(directory)? {
+        // 0: the agent that made the maps was killed before it filled them.
+        None | Some(0 | SCHEMA) => None,
+        Some(schema) => {
+            let found = older.iter().find(|layout| layout.schema == schema);
+            let difference = || {
+                let known: Vec<&str> = older.iter().map(|layout| layout.name).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                format!(
+                    "its schema is {schema:016x}, this program's is {SCHEMA:016x}, and there is no converter (for: {known})"
+                )
+            };
+            Some(found.ok_or_else(|| incompatible(directory, maps::NODE, difference()))?)
+        }
+    };
+    let mut resized = Vec::new();
     for name in PINNED {
         let path = directory.join(name);
         let Some(expected) = shapes.get(name).filter(|_| path.exists()) else { continue };
         let found = shape(&path).map_err(|error| PinsError::Map { path: path.clone(), error })?;
-        if let Some(difference) = difference(&found, expected) {
-            return Err(PinsError::Incompatible { path, difference, directory: directory.to_owned() });
+        let expected = match layout {
+            None => *expected,
+            Some(layout) if is_flows(name) => Shape { value_size: layout.entry_size, ..*expected },
+            Some(_) if matches!(name, maps::BACKENDS | maps::SERVICES) => *expected,
+            // Made anew, and filled by the agent.
+            Some(_) => continue,
+        };
+        let is_resizable = RESIZABLE.contains(&name);
+        let same_but_larger = Shape { max_entries: found.max_entries, ..expected };
+        match difference(&found, &expected) {
+            None => {}
+            Some(_) if is_resizable && found == same_but_larger => resized.push(name),
+            Some(difference) => return Err(incompatible(directory, name, difference)),
         }
     }
-    check_schema(directory)
+    Ok(match layout {
+        Some(layout) => Fit::Older(layout),
+        None if resized.is_empty() => Fit::Same,
+        None => Fit::Resized(resized),
+    })
+}
+
+fn is_flows(name: &str) -> bool {
+    matches!(name, maps::FLOWS | maps::FLOWS_V6)
+}
+
+fn incompatible(directory: &Path, name: &str, difference: String) -> PinsError {
+    PinsError::Incompatible { path: directory.join(name), difference, directory: directory.to_owned() }
 }
 
 /// Whether a datapath is pinned here.
@@ -237,6 +306,17 @@ pub fn remove(directory: &Path) -> io::Result<()> {
     }
 }
 
+/// Removes the pins of the event rings, which hold only hints, in entries of the layout of before.
+pub fn remove_rings(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(RING_PREFIX) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(())
+}
+
 /// Whether a pin of that name is one of ours.
 pub fn is_ours(name: &str) -> bool {
     let programs =
@@ -246,20 +326,15 @@ pub fn is_ours(name: &str) -> bool {
         || [LINK_PREFIX, RING_PREFIX].iter().any(|prefix| name.starts_with(prefix))
 }
 
-fn check_schema(directory: &Path) -> Result<(), PinsError> {
+/// The first eight bytes of the node, where every layout has it.
+pub fn pinned_schema(directory: &Path) -> Result<Option<u64>, PinsError> {
     let path = directory.join(maps::NODE);
     if !path.exists() {
-        return Ok(());
+        return Ok(None);
     }
-    let failed = |error| PinsError::Map { path: path.clone(), error };
-    let map = MapData::from_pin(&path).and_then(Map::from_map_data).map_err(failed)?;
-    let node = Array::<MapData, Node>::try_from(map).and_then(|map| map.get(&0, 0)).map_err(failed)?;
-    // 0: the agent that made the maps was killed before it filled them.
-    if node.schema == SCHEMA || node.schema == 0 {
-        return Ok(());
-    }
-    let difference = format!("its schema is {:016x}, this program's is {SCHEMA:016x}", node.schema);
-    Err(PinsError::Incompatible { path, difference, directory: directory.to_owned() })
+    let node = MapData::from_pin(&path).map_err(|error| PinsError::Map { path: path.clone(), error })?;
+    let value = first_value(&node).map_err(|error| PinsError::Io { path, error })?;
+    Ok(Some(value.first_chunk().map_or(0, |bytes| u64::from_ne_bytes(*bytes))))
 }
 
 fn shape(path: &Path) -> Result<Shape, MapError> {
@@ -291,9 +366,12 @@ fn is_bpffs(path: &Path) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
-    use aya::maps::{HashMap, IterableMap as _};
+    use aya::maps::{Array, HashMap, IterableMap as _};
+    use lb_common::node::Node;
+    use zerocopy::FromZeros as _;
 
     use super::*;
+    use crate::io::layouts::OLDER;
 
     const FLOWS: Shape = Shape { map_type: 1, key_size: 16, value_size: 32, max_entries: 64, flags: 0 };
 
@@ -311,39 +389,60 @@ mod tests {
         BTreeMap::from([(maps::FLOWS.to_owned(), FLOWS)])
     }
 
+    fn pin_node(path: &Path) -> Array<MapData, Node> {
+        let node = Array::<MapData, Node>::create(1, 0).unwrap();
+        node.map().pin(path.join(maps::NODE)).unwrap();
+        node
+    }
+
+    fn set_schema(node: &mut Array<MapData, Node>, schema: u64) {
+        node.set(0, Node { schema, ..Node::new_zeroed() }, 0).unwrap();
+    }
+
     #[test]
     fn a_map_of_another_shape_is_refused_and_left_alone() {
         let Some(path) = directory("shape") else { return };
         let pinned = HashMap::<MapData, [u8; 16], [u8; 24]>::create(64, 0).unwrap();
         pinned.map().pin(path.join(maps::FLOWS)).unwrap();
-        let error = check(&path, &shapes()).unwrap_err().to_string();
+        let error = compare(&path, &shapes(), &OLDER).unwrap_err().to_string();
         assert!(error.contains("its value size is 24, wanted is 32"), "{error}");
-        assert!(error.contains("rm -r"), "{error}");
+        assert!(error.contains("tandem datapath detach") && error.contains("Nothing was changed"), "{error}");
         assert!(path.join(maps::FLOWS).exists());
         remove(&path).unwrap();
     }
 
     #[test]
-    fn a_map_of_another_capacity_is_refused() {
+    fn only_the_capacity_of_what_the_configuration_sizes_may_differ() {
         let Some(path) = directory("capacity") else { return };
         let pinned = HashMap::<MapData, [u8; 16], [u8; 32]>::create(65, 0).unwrap();
         pinned.map().pin(path.join(maps::FLOWS)).unwrap();
-        let error = check(&path, &shapes()).unwrap_err().to_string();
-        assert!(error.contains("its capacity is 65, wanted is 64"), "{error}");
+        assert_eq!(compare(&path, &shapes(), &OLDER).unwrap().replaced(), [maps::FLOWS]);
+        pinned.map().pin(path.join(maps::SERVICES)).unwrap();
+        let both = BTreeMap::from([maps::FLOWS, maps::SERVICES].map(|name| (name.to_owned(), FLOWS)));
+        let error = compare(&path, &both, &OLDER).unwrap_err().to_string();
+        assert!(error.contains("services") && error.contains("its capacity is 65, wanted is 64"), "{error}");
         remove(&path).unwrap();
     }
 
     #[test]
-    fn another_schema_is_refused_and_an_unwritten_one_is_not() {
+    fn another_schema_is_refused_unless_it_has_a_converter() {
         let Some(path) = directory("schema") else { return };
-        let mut node = Array::<MapData, Node>::create(1, 0).unwrap();
-        node.map().pin(path.join(maps::NODE)).unwrap();
-        check(&path, &BTreeMap::new()).unwrap();
-        for (schema, fits) in [(SCHEMA, true), (SCHEMA ^ 1, false)] {
-            let zeros = <Node as zerocopy::FromZeros>::new_zeroed();
-            node.set(0, Node { schema, ..zeros }, 0).unwrap();
-            assert_eq!(check(&path, &BTreeMap::new()).is_ok(), fits);
+        let mut node = pin_node(&path);
+        for schema in [0, SCHEMA] {
+            set_schema(&mut node, schema);
+            assert!(matches!(compare(&path, &BTreeMap::new(), &OLDER), Ok(Fit::Same)), "{schema}");
         }
+        set_schema(&mut node, SCHEMA ^ 1);
+        let error = compare(&path, &BTreeMap::new(), &OLDER).unwrap_err().to_string();
+        assert!(error.contains(&format!("{:016x}", SCHEMA ^ 1)) && error.contains(OLDER[0].name), "{error}");
+        set_schema(&mut node, OLDER[0].schema);
+        let fit = compare(&path, &BTreeMap::new(), &OLDER).unwrap();
+        assert!(matches!(fit, Fit::Older(layout) if layout.schema == OLDER[0].schema));
+        assert_eq!(fit.replaced(), PINNED);
+        // The flows must be what the schema says that they are.
+        let pinned = HashMap::<MapData, [u8; 16], [u8; 24]>::create(64, 0).unwrap();
+        pinned.map().pin(path.join(maps::FLOWS)).unwrap();
+        assert!(compare(&path, &shapes(), &OLDER).is_err());
         remove(&path).unwrap();
     }
 

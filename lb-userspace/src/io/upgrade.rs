@@ -2,6 +2,7 @@
 //!
 //! All state is in the pin directory; `Changing::begin` puts in order what a crash has left, at whatever step.
 
+mod tables;
 mod trial;
 
 use std::{
@@ -21,8 +22,10 @@ use super::{
     attach::{self, AttachError, LINK_PREFIX},
     bpf::link_facts,
     clock::now_ns,
+    copying::{Copying, How},
     datapath::{self, DatapathError, Entry},
-    pins,
+    layouts::CURRENT,
+    pins::{self, Fit},
     program::{Fingerprint, Program},
     rehearsal::{RehearsalError, Report, rehearse},
     state::{DirectoryLock, StateError},
@@ -36,6 +39,8 @@ const REFUSED_PREFIX: &str = "refused_";
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often an upgrade is judged.
 const JUDGED_EVERY: Duration = Duration::from_millis(100);
+/// An agent has noticed by then that other tables are pinned: it looks every second.
+const NOTICED: Duration = Duration::from_secs(3);
 
 /// Why programs were not changed. Unless it says otherwise, every link runs what it ran before.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +73,29 @@ pub enum UpgradeError {
     /// It does not do what it should.
     #[error("{0}\nThe program that is attached goes on, nothing was changed")]
     Rehearsal(#[from] RehearsalError),
+    /// The agent of another version must come first.
+    #[error(
+        "the tables at {} are of another layout ({layout}), which this version's agent converts when it starts: stop the agent \
+         that runs and start this version's; no packet is lost. Nothing was changed", .pins.display()
+    )]
+    Layout {
+        /// The pin directory.
+        pins: PathBuf,
+        /// What they are called.
+        layout: &'static str,
+    },
+    /// More flows than entries.
+    #[error(
+        "the table holds {flows} flows, {setting} leaves room for {room} of them. Nothing was changed; choose more"
+    )]
+    TooSmall {
+        /// Which table.
+        setting: &'static str,
+        /// What is in it.
+        flows: u64,
+        /// What would be.
+        room: u64,
+    },
     /// The kernel refuses a link; the other links were put back.
     #[error("{0}. Every link runs what it ran before")]
     Attach(#[from] AttachError),
@@ -79,6 +107,17 @@ pub enum UpgradeError {
         /// What the system says.
         error: io::Error,
     },
+}
+
+/// What an upgrade shall do.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wish {
+    /// Only show it the golden packets.
+    pub only_check: bool,
+    /// Capacity of the table of IPv4 flows, if another than it has.
+    pub flows_max: Option<u32>,
+    /// Capacity of the table of IPv6 flows, if another than it has.
+    pub flows_v6_max: Option<u32>,
 }
 
 /// What an upgrade has come to.
@@ -121,89 +160,72 @@ struct Link {
     program_id: u32,
 }
 
-/// Puts the programs of `object` in the place of those that the links pinned in `pins` run, and watches them for `WINDOW`.
-///
-/// With `only_check` they are only shown the golden packets.
-pub fn upgrade(pins: &Path, object: &[u8], only_check: bool) -> Result<Upgraded, UpgradeError> {
-    let load = |error| UpgradeError::Load(Box::new(error));
-    attach::check_host().map_err(|error| load(error.into()))?;
+/// Puts the programs of `object` in the place of those that the links pinned in `pins` run, on tables of the capacities that
+/// are wished, and watches them for `WINDOW`.
+pub fn upgrade(pins: &Path, object: &[u8], wish: &Wish) -> Result<Upgraded, UpgradeError> {
+    attach::check_host().map_err(|error| not_loaded(error.into()))?;
     if !pins::exist(pins) {
         return Err(UpgradeError::Absent(pins.to_owned()));
     }
     let changing = Changing::begin(pins)?;
-    let links = changing.links()?;
-    let mut plan = Vec::new();
-    for link in &links {
-        let runs =
-            |entry: &Entry| matches!(changing.pinned(entry.pin()), Ok(Some(program)) if program.id == link.program_id);
-        let entry = Entry::ALL.into_iter().find(runs);
-        let foreign = || UpgradeError::Foreign {
-            interface: link.interface.clone(),
-            program: link.program_id,
-            pins: pins.to_owned(),
-        };
-        plan.push((link, entry.ok_or_else(foreign)?));
+    let replaced = changing.replace(object, wish);
+    if !matches!(replaced, Ok(Replaced::Now(_))) {
+        // New tables, prepared programs.
+        changing.settle()?;
     }
-    if plan.is_empty() {
-        return Err(UpgradeError::NoLinks(pins.to_owned()));
-    }
-    let mut entries: Vec<Entry> = plan.iter().map(|(_, entry)| *entry).collect();
-    entries.sort();
-    entries.dedup();
-
-    let mut ebpf = datapath::load_beside(pins, object).map_err(load)?;
-    let mut is_same = true;
-    let mut fingerprint = None;
-    for entry in &entries {
-        let new = datapath::load_balancer(&mut ebpf, *entry).map_err(load)?;
-        let old = changing.pinned(entry.pin())?.map(|old| old.fingerprint);
-        is_same &= old == Some(new.fingerprint);
-        fingerprint.get_or_insert(new.fingerprint);
-    }
-    let fingerprint = fingerprint.expect("there is a link, so there is an entry");
-    if is_same && !only_check {
-        return Ok(Upgraded::Same(fingerprint));
-    }
-    let golden = rehearse(object, Some(pins))?;
-    if only_check {
-        return Ok(Upgraded::Passed(golden));
-    }
-
-    let first = changing.tally()?;
-    thread::sleep(BASELINE);
-    for entry in &entries {
-        changing.prepare(*entry, datapath::program(&mut ebpf, entry.program()).map_err(load)?)?;
-    }
-    let began = changing.tally()?;
-    for (link, entry) in &plan {
-        let replaced = changing
-            .open(&entry.next_pin())
-            .and_then(|mut program| attach::replace(&link.pin, &mut program).map_err(UpgradeError::from));
-        if let Err(error) = replaced {
-            changing.settle()?;
-            return Err(error);
-        }
-    }
-    let trial = Trial { began_ns: now_ns(), began, baseline_ppm: (began - first).lost_ppm() };
-    changing.commit(&entries, Some(&trial))?;
-    // The operator's word counts more than an earlier rollback.
-    changing.forgive(fingerprint)?;
-    let interfaces = links.into_iter().map(|link| link.interface).collect();
     // The agent and other commands may have their turn; whoever is there, judges.
     drop(changing);
-    loop {
-        thread::sleep(JUDGED_EVERY);
-        let changing = Changing::begin(pins)?;
-        let tally = changing.tally()? - began;
-        match changing.judge()? {
-            Some(Judgement::Watching { .. }) => {}
-            Some(Judgement::Bad(tally)) => return Ok(Upgraded::RolledBack { tally, baseline_ppm: trial.baseline_ppm }),
-            Some(Judgement::Good(tally)) => return Ok(Upgraded::Done { interfaces, fingerprint, golden, tally }),
-            // An agent was faster.
-            None if changing.is_refused(fingerprint) => {
-                return Ok(Upgraded::RolledBack { tally, baseline_ppm: trial.baseline_ppm });
+    match replaced? {
+        Replaced::Not(upgraded) => Ok(upgraded),
+        Replaced::Now(switch) => switch.watch(pins),
+    }
+}
+
+fn not_loaded(error: DatapathError) -> UpgradeError {
+    UpgradeError::Load(Box::new(error))
+}
+
+/// Whether the links run other programs now.
+enum Replaced {
+    Not(Upgraded),
+    Now(Box<Switch>),
+}
+
+/// Another program was attached.
+struct Switch {
+    interfaces: Vec<String>,
+    fingerprint: Fingerprint,
+    golden: Report,
+    trial: Trial,
+    tables: Option<Copying>,
+}
+
+impl Switch {
+    /// Waits for the judgement, whoever speaks it.
+    fn watch(mut self, pins: &Path) -> Result<Upgraded, UpgradeError> {
+        let Trial { began, baseline_ppm, .. } = self.trial;
+        let switched = Instant::now();
+        loop {
+            thread::sleep(JUDGED_EVERY);
+            let changing = Changing::begin(pins)?;
+            if switched.elapsed() >= NOTICED
+                && let Some(mut tables) = self.tables.take()
+            {
+                changing.follow_tables(&mut tables, How::Missing)?;
             }
-            None => return Ok(Upgraded::Done { interfaces, fingerprint, golden, tally }),
+            let tally = changing.tally()? - began;
+            match changing.judge()? {
+                Some(Judgement::Watching { .. }) => {}
+                Some(Judgement::Bad(tally)) => return Ok(Upgraded::RolledBack { tally, baseline_ppm }),
+                // An agent was faster.
+                None if changing.is_refused(self.fingerprint) => {
+                    return Ok(Upgraded::RolledBack { tally, baseline_ppm });
+                }
+                Some(Judgement::Good(_)) | None => {
+                    let Self { interfaces, fingerprint, golden, .. } = self;
+                    return Ok(Upgraded::Done { interfaces, fingerprint, golden, tally });
+                }
+            }
         }
     }
 }
@@ -253,6 +275,84 @@ impl Changing {
         Ok(changing)
     }
 
+    /// Everything of an upgrade but the watch; on the way out something may have to be put in order.
+    fn replace(&self, object: &[u8], wish: &Wish) -> Result<Replaced, UpgradeError> {
+        let pins = self.pins.as_path();
+        let links = self.links()?;
+        let plan = self.plan(&links)?;
+        let mut entries: Vec<Entry> = plan.iter().map(|(_, entry)| *entry).collect();
+        entries.sort();
+        entries.dedup();
+
+        let capacities = datapath::capacities_beside(pins, wish.flows_max, wish.flows_v6_max).map_err(not_loaded)?;
+        let fit = datapath::fit(pins, object, &capacities).map_err(not_loaded)?;
+        let resized = match fit {
+            Fit::Same => Vec::new(),
+            Fit::Resized(names) => names,
+            Fit::Older(layout) => return Err(UpgradeError::Layout { pins: pins.to_owned(), layout: layout.name }),
+        };
+        let beside = if resized.is_empty() { pins.to_owned() } else { self.begin_tables()? };
+        let mut ebpf = datapath::load_on(pins, (&beside, &resized), object, &capacities).map_err(not_loaded)?;
+        let mut is_same = true;
+        let mut fingerprint = None;
+        for entry in &entries {
+            let new = datapath::load_balancer(&mut ebpf, *entry).map_err(not_loaded)?;
+            let old = self.pinned(entry.pin())?.map(|old| old.fingerprint);
+            is_same &= old == Some(new.fingerprint);
+            fingerprint.get_or_insert(new.fingerprint);
+        }
+        let fingerprint = fingerprint.expect("there is a link, so there is an entry");
+        if is_same && resized.is_empty() && !wish.only_check {
+            return Ok(Replaced::Not(Upgraded::Same(fingerprint)));
+        }
+        let golden = rehearse(object, Some(pins))?;
+        if wish.only_check {
+            return Ok(Replaced::Not(Upgraded::Passed(golden)));
+        }
+        let mut tables = if resized.is_empty() { None } else { Some(self.fill_tables(&CURRENT)?) };
+
+        let first = self.tally()?;
+        thread::sleep(BASELINE);
+        if let Some(tables) = &mut tables {
+            self.follow_tables(tables, How::Merge)?;
+        }
+        for entry in &entries {
+            self.prepare(*entry, datapath::program(&mut ebpf, entry.program()).map_err(not_loaded)?)?;
+        }
+        let began = self.tally()?;
+        for (link, entry) in &plan {
+            attach::replace(&link.pin, &mut self.open(&entry.next_pin())?)?;
+        }
+        if let Some(tables) = &mut tables {
+            self.follow_tables(tables, How::Merge)?;
+        }
+        let trial = Trial { began_ns: now_ns(), began, baseline_ppm: (began - first).lost_ppm() };
+        self.commit(&entries, Some(&trial))?;
+        // The operator's word counts more than an earlier rollback.
+        self.forgive(fingerprint)?;
+        let interfaces = links.into_iter().map(|link| link.interface).collect();
+        Ok(Replaced::Now(Box::new(Switch { interfaces, fingerprint, golden, trial, tables })))
+    }
+
+    /// Which program each link runs.
+    fn plan<'l>(&self, links: &'l [Link]) -> Result<Vec<(&'l Link, Entry)>, UpgradeError> {
+        if links.is_empty() {
+            return Err(UpgradeError::NoLinks(self.pins.clone()));
+        }
+        let mut plan = Vec::new();
+        for link in links {
+            let runs =
+                |entry: &Entry| matches!(self.pinned(entry.pin()), Ok(Some(program)) if program.id == link.program_id);
+            let foreign = || UpgradeError::Foreign {
+                interface: link.interface.clone(),
+                program: link.program_id,
+                pins: self.pins.clone(),
+            };
+            plan.push((link, Entry::ALL.into_iter().find(runs).ok_or_else(foreign)?));
+        }
+        Ok(plan)
+    }
+
     /// The program pinned under that name.
     pub fn pinned(&self, name: &str) -> Result<Option<Program>, UpgradeError> {
         let path = self.pins.join(name);
@@ -271,17 +371,23 @@ impl Changing {
         program.pin(&path).map_err(|error| failed(&path)(io::Error::other(error)))
     }
 
-    /// Makes the prepared programs, which all links run by now, the current ones; with a trial the ones before are kept.
+    /// Makes the prepared programs, which all links run by now, and new tables the current ones; with a trial the ones before
+    /// are kept.
     pub fn commit(&self, entries: &[Entry], trial: Option<&Trial>) -> Result<(), UpgradeError> {
         self.forget_trials()?;
+        self.forget_tables()?;
         if let Some(trial) = trial {
             self.mark(&trial.name())?;
+        }
+        if trial.is_some() || self.has_new_tables() {
             // All of them before any is replaced: from the first one on, a crash is followed by going on, not by going back.
             for entry in entries.iter().filter(|entry| self.has(entry.pin())) {
                 self.rename(entry.pin(), &entry.previous_pin())?;
             }
         }
-        entries.iter().try_for_each(|entry| self.rename(&entry.next_pin(), entry.pin()))
+        self.move_tables()?;
+        entries.iter().try_for_each(|entry| self.rename(&entry.next_pin(), entry.pin()))?;
+        if trial.is_none() { self.forget_tables() } else { Ok(()) }
     }
 
     /// Puts the programs before back into the links, and remembers that the current ones are not wanted.
@@ -293,10 +399,13 @@ impl Changing {
         }
         let mut back = Vec::new();
         for entry in entries {
-            if let Some(current) = self.pinned(entry.pin())? {
+            let previous = self.pinned(&entry.previous_pin())?;
+            let is_other =
+                |current: &Program| previous.as_ref().is_some_and(|old| old.fingerprint != current.fingerprint);
+            if let Some(current) = self.pinned(entry.pin())?.filter(is_other) {
                 self.mark(&format!("{REFUSED_PREFIX}{}", current.fingerprint))?;
             }
-            back.extend(self.pinned(&entry.previous_pin())?);
+            back.extend(previous);
         }
         self.finish_rollback()?;
         Ok(back)
@@ -308,7 +417,10 @@ impl Changing {
         let judgement = trial.judge(self.tally()?, now_ns());
         match &judgement {
             Judgement::Watching { .. } => {}
-            Judgement::Good(_) => self.forget_trials()?,
+            Judgement::Good(_) => {
+                self.forget_trials()?;
+                self.forget_tables()?;
+            }
             Judgement::Bad(_) => drop(self.roll_back()?),
         }
         Ok(Some(judgement))
@@ -329,20 +441,23 @@ impl Changing {
         let prepared: Vec<Entry> = Entry::ALL.into_iter().filter(|entry| self.has(&entry.next_pin())).collect();
         if prepared.iter().any(|entry| !self.has(entry.pin())) {
             info!("finishing a change of programs that was interrupted");
-            for entry in prepared {
+            for entry in &prepared {
                 if self.has(entry.pin()) {
                     self.rename(entry.pin(), &entry.previous_pin())?;
                 }
+            }
+            self.move_tables()?;
+            for entry in prepared {
                 self.rename(&entry.next_pin(), entry.pin())?;
             }
         } else if !prepared.is_empty() {
             info!("taking back a change of programs that was interrupted");
-            for entry in prepared {
-                self.put(&entry.next_pin(), entry.pin())?;
-                self.remove(&entry.next_pin())?;
-            }
+            prepared.iter().try_for_each(|entry| self.put(&entry.next_pin(), entry.pin()))?;
+            self.drop_new_tables(true)?;
+            prepared.iter().try_for_each(|entry| self.remove(&entry.next_pin()))?;
             self.forget_trials()?;
         }
+        self.drop_new_tables(false)?;
         for entry in Entry::ALL {
             let previous = self.pinned(&entry.previous_pin())?.map(|program| program.id);
             if previous.is_some() && self.links()?.iter().any(|link| Some(link.program_id) == previous) {
@@ -350,14 +465,18 @@ impl Changing {
                 return self.finish_rollback();
             }
         }
+        if !is_watched(&self.pins) {
+            self.forget_tables()?;
+        }
         Ok(())
     }
 
     fn finish_rollback(&self) -> Result<(), UpgradeError> {
-        for entry in Entry::ALL.into_iter().filter(|entry| self.has(&entry.previous_pin())) {
-            self.put(entry.pin(), &entry.previous_pin())?;
-            self.rename(&entry.previous_pin(), entry.pin())?;
-        }
+        let entries: Vec<Entry> = Entry::ALL.into_iter().filter(|entry| self.has(&entry.previous_pin())).collect();
+        // First the links: what is attached loses packets.
+        entries.iter().try_for_each(|entry| self.put(entry.pin(), &entry.previous_pin()))?;
+        self.return_tables()?;
+        entries.iter().try_for_each(|entry| self.rename(&entry.previous_pin(), entry.pin()))?;
         self.forget_trials()
     }
 
