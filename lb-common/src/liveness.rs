@@ -13,7 +13,7 @@ use crate::{
 
 map_type! {
     /// What the agent renews all the time: its view of all members, and what may be recorded; the one element of `liveness`.
-    pub struct Liveness: 56 {
+    pub struct Liveness: 64 {
         /// Members whose datapath answers.
         pub forwarding: u64,
         /// Members that may own new flows: forwarding, agent alive, ready.
@@ -23,6 +23,9 @@ map_type! {
         /// Monotonic time until which records may be missing here: a packet that seems to belong to a flow that others know
         /// gets a second chance at another member.
         pub doubt_until_ns: u64,
+        /// Monotonic time until which packets of unknown flows that did not begin just now go by the rings of before the
+        /// last change of servers.
+        pub grace_until_ns: u64,
         /// New entries and answers a CPU may make in a budget window, per class (`BUDGET_*`).
         pub budgets: [u32; BUDGET_CLASSES],
         /// Zero.

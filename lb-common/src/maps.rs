@@ -61,6 +61,10 @@ pub const PEER_PREFIXES_MAX: u32 = 128;
 pub const DEVICES_MAX: u32 = 64;
 /// Services (and VIP marks) a member can hold.
 pub const SERVICES_MAX: u32 = 4096;
+/// How much further on in `rings` a service's ring of before the last change of servers is.
+pub const PREVIOUS_RINGS: u32 = SERVICES_MAX;
+/// Rings: of each service that of now and that of before.
+pub const RINGS_MAX: u32 = PREVIOUS_RINGS + SERVICES_MAX;
 /// Backend slots, including slot 0; slots are 16 bits wide in entries and rings.
 pub const BACKENDS_MAX: u32 = 1 << 14;
 /// Elements of the arrays indexed by member id.

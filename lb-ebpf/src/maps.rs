@@ -11,7 +11,7 @@ use lb_common::{
     liveness::{Heard, Liveness},
     maps::{
         BACKENDS_MAX, CPUS_MAX, DEVICES_MAX, EVENT_RING_BYTES, FLOWS_MAX, FRAGMENTS_MAX, MEMBER_SLOTS,
-        PEER_PREFIXES_MAX, PENDING_MAX, SERVICES_MAX,
+        PEER_PREFIXES_MAX, PENDING_MAX, RINGS_MAX, SERVICES_MAX,
     },
     node::{Budget, Node},
     packet::{ETHERNET, Packet},
@@ -56,7 +56,7 @@ pub(crate) static VIP_FILTER: Array<VipFilter, 1> = Array::new();
 
 /// Written by the agent: a whole inner map at a time.
 #[btf_map(name = "rings")]
-pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { SERVICES_MAX as usize }> = ArrayOfMaps::new();
+pub(crate) static RINGS: ArrayOfMaps<Array<Ring, 1>, { RINGS_MAX as usize }> = ArrayOfMaps::new();
 
 /// Written by the agent.
 #[btf_map(name = "backends")]

@@ -31,6 +31,7 @@ static DEAD: Liveness = Liveness {
     eligible: 0,
     lease_until_ns: 0,
     doubt_until_ns: 0,
+    grace_until_ns: 0,
     budgets: [0; BUDGET_CLASSES],
     padding: [0; 4],
 };

@@ -6,6 +6,7 @@ use lb_common::{
     address::{Address, mapped},
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending, SCTP, TCP, UDP, WITNESSED, tick, ticks_of_ms},
     liveness::{Heard, PROBE_EMPTY},
+    maps::PREVIOUS_RINGS,
     node::{NODE_DIRECT, NODE_DROP_OTHER, NODE_DROP_OVERSIZED, NODE_FIRST_PACKET, NODE_PEER_PREFIXES, Source, V4, V6},
     rank::{MEMBERS_MAX, bit},
     ring::Ring,
@@ -174,6 +175,7 @@ impl Dice<'_> {
         }
         for ring in 0..RINGS {
             world.rings.insert(ring, self.ring());
+            world.rings.insert(PREVIOUS_RINGS + ring, self.ring());
         }
         for (first, second, third) in
             [(mapped(VIPS[0]), mapped(VIPS[1]), mapped(VIPS[2])), (vip_v6(0), vip_v6(1), vip_v6(2))]
@@ -239,7 +241,7 @@ impl Dice<'_> {
     /// Something that the agent writes while packets come.
     pub fn change(&mut self, world: &mut Model) {
         let now_ns = world.now_ns;
-        match self.below(10) {
+        match self.below(12) {
             0 => {
                 let slot = 1 + self.below(usize::from(BACKENDS) - 1) as u16;
                 let backend = world.backends.get_mut(&slot).expect("slots in use");
@@ -266,7 +268,12 @@ impl Dice<'_> {
                 }
             }
             7 => drop(world.rings.insert(self.below(RINGS as usize) as u32, self.ring())),
-            8 => world.liveness.doubt_until_ns = self.pick(&[u64::MAX, 0, now_ns, u64::MAX]),
+            8 => {
+                let ring = PREVIOUS_RINGS + self.below(RINGS as usize) as u32;
+                world.rings.insert(ring, self.ring());
+            }
+            9 => world.liveness.grace_until_ns = self.pick(&[u64::MAX, 0, now_ns, u64::MAX]),
+            10 => world.liveness.doubt_until_ns = self.pick(&[u64::MAX, 0, now_ns, u64::MAX]),
             _ => world.liveness.forwarding = self.mask(),
         }
     }

@@ -18,6 +18,7 @@ mod differential;
 mod families;
 mod fragments;
 mod golden;
+mod grace;
 mod handshake;
 mod icmp;
 mod lifecycle;

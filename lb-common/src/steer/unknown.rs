@@ -9,6 +9,7 @@ use crate::{
         FlowEntry, FlowKey, PENDING_MIDFLOW, PENDING_SYN, PENDING_TICKS, PENDING_UDP, PLAUSIBLE_PACKETS,
         PLAUSIBLE_TICKS, Pending, SCTP, STATE_ESTABLISHED, STATE_YOUNG, UDP, WITNESSED, tick,
     },
+    maps::PREVIOUS_RINGS,
     node::{BUDGET_DERIVED, BUDGET_SCTP, BUDGET_TCP, BUDGET_UDP, NODE_FIRST_PACKET},
     packet::{ACK, FIN, Packet, Part, RST, SYN},
     rank::{Owners, bit},
@@ -268,6 +269,8 @@ pub(super) fn place_anew<'t, K: FlowKey, T: Flows<K>>(
 }
 
 /// The backend that the ring has for the flow; with affinity, for all flows of its client to the service.
+///
+/// For some time after a change of servers a flow that is not new is one that began before it, as far as anybody knows.
 #[inline(always)]
 fn stateless<K: FlowKey, T: Tables>(tables: &T, packet: &Packet<K>, fresh: &Fresh) -> u16 {
     let hash = if fresh.service.flags & SERVICE_AFFINITY != 0 {
@@ -275,7 +278,21 @@ fn stateless<K: FlowKey, T: Tables>(tables: &T, packet: &Packet<K>, fresh: &Fres
     } else {
         fresh.hash
     };
-    tables.ring(fresh.service.ring, ring_slot(hash))
+    let (ring, slot) = (fresh.service.ring, ring_slot(hash));
+    if goes_on(packet) && tables.now_ns() < tables.liveness().grace_until_ns {
+        let before = tables.ring(ring + PREVIOUS_RINGS, slot);
+        if before != 0 {
+            return before;
+        }
+    }
+    tables.ring(ring, slot)
+}
+
+/// Whether a packet is of a flow that began before; a datagram of UDP does not tell.
+#[inline(always)]
+fn goes_on<K: FlowKey>(packet: &Packet<K>) -> bool {
+    packet.key.protocol() != UDP
+        && (matches!(packet.part, Part::Quote) || packet.flags & (SYN | ACK | RST | FIN) != SYN)
 }
 
 /// The backend in `slot`, if it may be given packets of flows that are not its own yet.

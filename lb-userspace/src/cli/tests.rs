@@ -133,6 +133,7 @@ fn readings() -> Readings {
             lease_until_ns: NOW + 80_000_000,
             budgets: [1000; 5],
             doubt_until_ns: 0,
+            grace_until_ns: 0,
             padding: [0; 4],
         },
         heard: vec![Heard::new_zeroed(), Heard::new_zeroed(), heard],

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use lb_common::{
     flow::{FlowKey, UDP, tick},
+    maps::PREVIOUS_RINGS,
     outer::{self, Purpose},
     packet::Packet,
     parse::{Parsed, parse},
@@ -220,9 +221,10 @@ fn choice(snapshot: &Snapshot, names: &Names, vip: Vip, hash: u64, decision: Dec
     let ring_slot =
         ring_slot(if has_affinity { snapshot.key.without_ports().hash(&snapshot.node.hash_key) } else { hash });
     let stateless = snapshot.ring(service.ring, ring_slot);
+    let before = (snapshot.ring(service.ring + PREVIOUS_RINGS, ring_slot), "ring before the last change");
     let stored = snapshot.entry.map(|entry| (entry.backend, "entry"));
     let remembered = snapshot.pending.map(|pending| (pending.backend, "pending"));
-    let candidates = [stored, remembered, Some((stateless, "ring"))];
+    let candidates = [stored, remembered, Some((stateless, "ring")), Some(before)];
     let matching = |slot: u16| match decision {
         Decision::Deliver(target, _) => snapshot.backend(slot).is_some_and(|backend| backend.address == target.address),
         Decision::HandOff(..) | Decision::End(_) => true,

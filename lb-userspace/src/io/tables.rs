@@ -264,6 +264,10 @@ impl Installed {
             // Which ring it is cannot be read back. This one equals none, so it is replaced or removed.
             let unknown = || Arc::new(Ring { slots: [u16::MAX; _] });
             self.tables.rings.entry(service.ring).or_insert_with(unknown);
+            let previous = service.ring + maps::PREVIOUS_RINGS;
+            if self.rings.get(&previous, 0).is_ok() {
+                self.tables.rings.entry(previous).or_insert_with(unknown);
+            }
         }
         self.tables.vip_filter = self.vip_filter.get(&0, 0).map_err(failed(maps::VIP_FILTER))?;
         Ok(Adopted { services, backends })

@@ -5,6 +5,7 @@ use lb_common::{
     flow::{FlowEntry, FlowKey, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness},
+    maps::PREVIOUS_RINGS,
     node::Node,
     rank::{Owners, rank},
     ring::{RING_SLOTS, Ring},
@@ -39,6 +40,8 @@ pub struct Snapshot {
     pub service: Option<(ServiceKey, Service)>,
     /// Its service's ring.
     pub ring: Option<Box<Ring>>,
+    /// That of before the last change of servers.
+    pub previous_ring: Option<Box<Ring>>,
     /// Its entry.
     pub entry: Option<FlowEntry>,
     /// What is remembered of it without an entry.
@@ -58,9 +61,9 @@ impl Snapshot {
                 service = pinned.service(&candidate)?.map(|found| (candidate, found));
             }
         }
-        let ring = match service {
-            Some((_, service)) => pinned.ring(service.ring)?.map(Box::new),
-            None => None,
+        let (ring, previous_ring) = match service {
+            Some((_, service)) => (pinned.ring(service.ring)?, pinned.ring(service.ring + PREVIOUS_RINGS)?),
+            None => (None, None),
         };
         let mut snapshot = Self {
             now_ns: 0,
@@ -72,7 +75,8 @@ impl Snapshot {
             key,
             is_vip: pinned.is_vip(key.service().address)?,
             service,
-            ring,
+            ring: ring.map(Box::new),
+            previous_ring: previous_ring.map(Box::new),
             entry: pinned.flow(&key)?,
             pending: pinned.pending(&key)?,
         };
@@ -115,8 +119,13 @@ impl Tables for Snapshot {
     }
 
     fn ring(&self, ring: u32, slot: usize) -> u16 {
-        let own = self.ring.as_ref().filter(|_| self.service.is_some_and(|(_, service)| service.ring == ring));
-        own.filter(|_| slot < RING_SLOTS).map_or(0, |ring| ring.slots[slot])
+        let Some((_, service)) = self.service.filter(|_| slot < RING_SLOTS) else { return 0 };
+        let found = match ring.checked_sub(service.ring) {
+            Some(0) => &self.ring,
+            Some(PREVIOUS_RINGS) => &self.previous_ring,
+            _ => &None,
+        };
+        found.as_ref().map_or(0, |ring| ring.slots[slot])
     }
 
     fn backend(&self, slot: u16) -> Option<&Target> {

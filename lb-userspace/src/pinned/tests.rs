@@ -94,6 +94,7 @@ impl Datapath {
                 lease_until_ns,
                 budgets: [1000; 5],
                 doubt_until_ns: 0,
+                grace_until_ns: 0,
                 padding: [0; 4],
             },
         );

@@ -184,6 +184,7 @@ impl Tandem {
             eligible: node.configured,
             lease_until_ns: u64::MAX,
             doubt_until_ns: 0,
+            grace_until_ns: 0,
             budgets: [u32::MAX; BUDGET_CLASSES],
             padding: [0; 4],
         };

@@ -44,6 +44,7 @@ fn snapshot(key: impl Into<Key>) -> Snapshot {
             lease_until_ns: NOW + 80_000_000,
             budgets: [1000; 5],
             doubt_until_ns: 0,
+            grace_until_ns: 0,
             padding: [0; 4],
         },
         heard: vec![Heard { probe_ns: NOW - 5_000_000, ..Heard::new_zeroed() }; 65],
@@ -58,6 +59,7 @@ fn snapshot(key: impl Into<Key>) -> Snapshot {
         is_vip: true,
         service: Some((key.service(), Service { ring: 7, flags: 0, padding: [0; 3] })),
         ring: Some(ring),
+        previous_ring: None,
         entry: None,
         pending: None,
     }

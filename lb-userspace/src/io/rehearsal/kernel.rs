@@ -37,7 +37,7 @@ use super::twins::same;
 pub(super) struct Room {
     /// In each of the flow tables.
     pub(super) flows: u32,
-    /// In `services`, `rings` and `service_count`.
+    /// In `services` and `service_count`.
     pub(super) services: u32,
 }
 
@@ -93,7 +93,7 @@ impl Kernel {
         for name in [maps::PENDING, maps::PENDING_V6, maps::FRAGMENTS, maps::FRAGMENTS_V6] {
             loader.map_max_entries(name, REMEMBERED);
         }
-        for name in [maps::SERVICES, maps::RINGS, maps::SERVICE_COUNT] {
+        for name in [maps::SERVICES, maps::SERVICE_COUNT] {
             loader.map_max_entries(name, room.services);
         }
         let mut ebpf = loader.load(object).context("the object does not load (run as root)")?;
