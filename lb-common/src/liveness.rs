@@ -13,7 +13,7 @@ use crate::{
 
 map_type! {
     /// What the agent renews all the time: its view of all members, and what may be recorded; the one element of `liveness`.
-    pub struct Liveness: 64 {
+    pub struct Liveness: 80 {
         /// Members whose datapath answers.
         pub forwarding: u64,
         /// Members that may own new flows: forwarding, agent alive, ready.
@@ -28,8 +28,14 @@ map_type! {
         pub grace_until_ns: u64,
         /// New entries and answers a CPU may make in a budget window, per class (`BUDGET_*`).
         pub budgets: [u32; BUDGET_CLASSES],
-        /// Zero.
-        pub padding: [u8; 4],
+        /// Number of the epoch in force; 0 for none yet. This and the rest is for people.
+        pub epoch: u32,
+        /// Members that a change of servers waits for.
+        pub awaited: u64,
+        /// Flows that still name this member while it is draining; `LEFT_UNKNOWN` until they have been counted.
+        pub left: u32,
+        /// `LIVENESS_*` bits.
+        pub flags: u32,
     }
 
     /// What XDP last heard from one member; an element of `heard`, indexed by id.
@@ -99,6 +105,15 @@ map_type! {
         pub tag: [u8; 8],
     }
 }
+
+/// A change of servers is in hand here, and not yet in force.
+pub const LIVENESS_PENDING: u32 = 1;
+/// The cluster's servers are others than this member's: it owns no new flows.
+pub const LIVENESS_BEHIND: u32 = 2;
+/// This member gives its flows to others and owns no new ones.
+pub const LIVENESS_DRAINING: u32 = 4;
+/// In `Liveness::left`.
+pub const LEFT_UNKNOWN: u32 = u32::MAX;
 
 /// First bytes of a probe.
 pub const PROBE_MAGIC: [u8; 4] = *b"TDMP";

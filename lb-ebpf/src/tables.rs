@@ -33,7 +33,10 @@ static DEAD: Liveness = Liveness {
     doubt_until_ns: 0,
     grace_until_ns: 0,
     budgets: [0; BUDGET_CLASSES],
-    padding: [0; 4],
+    epoch: 0,
+    awaited: 0,
+    left: 0,
+    flags: 0,
 };
 
 /// The maps, with what nearly every packet needs at hand.

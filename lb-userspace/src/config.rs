@@ -85,6 +85,10 @@ pub struct Cluster {
     pub handoff: Handoff,
     /// When a flow is told to the others.
     pub replicate: Replicate,
+    /// How long after a change of servers packets of unknown flows that go on follow the servers of before.
+    pub grace: Duration,
+    /// For how long a member must have been dead before its flows are given to others for good.
+    pub takeover_after: Duration,
     /// How long a silent flow is remembered.
     pub timeouts: Timeouts,
     /// Where deliveries come from, at most one prefix of each family; the member's address where there is none.
@@ -138,6 +142,8 @@ pub struct Member {
     pub address: IpAddr,
     /// An address of the other family, to deliver to backends of that family from.
     pub second_address: Option<IpAddr>,
+    /// Gives its flows to others and owns no new ones.
+    pub drain: bool,
     /// Where its hand-offs come from, if not from its address; of the same family.
     pub hand_off_source: Option<Prefix>,
     /// What it proves that it is; two while a key is replaced, none only in a cluster of one.

@@ -24,6 +24,7 @@ mod acknowledging;
 pub mod admission;
 mod configuring;
 pub mod digests;
+pub mod epochs;
 pub mod event;
 mod expiry;
 pub mod key;
@@ -42,6 +43,7 @@ mod slots;
 pub mod status;
 mod stopping;
 mod table;
+pub mod takeover;
 mod tending;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,7 @@ pub mod wire;
 
 use self::{
     admission::Census,
+    epochs::Epochs,
     expiry::{Dues, Timers, Tombstones},
     link::{Link, Peer},
     liveness::{State, Watch},
@@ -57,6 +60,7 @@ use self::{
     slots::Slots,
     stopping::Stopping,
     table::Table,
+    takeover::Takeover,
 };
 pub use self::{
     event::{CloseReason, Event, Level},
@@ -94,6 +98,8 @@ pub struct Core {
     /// Sessions whose lanes are too long.
     overflown: Vec<Session>,
 
+    epochs: Epochs,
+    takeover: Takeover,
     slots: Slots,
     table: Table,
     /// Young flows, by the time at which they are old enough.
@@ -190,6 +196,8 @@ pub enum Input {
     },
     /// A new configuration.
     Configure(Box<View>),
+    /// The operator wants this member drained, or not any more; the configuration may want it as well.
+    Drain(bool),
     /// Leave the cluster.
     Stop,
 }
@@ -286,6 +294,8 @@ impl Core {
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
             overflown: Vec::new(),
+            epochs: Epochs::default(),
+            takeover: Takeover::default(),
             slots,
             table: Table::new(view.hash_key, view.limits.flows),
             young: Dues::default(),
@@ -302,6 +312,7 @@ impl Core {
             repaired: 0,
             view,
         };
+        core.hold();
         core.apply_view(now);
         core
     }
@@ -334,6 +345,7 @@ impl Core {
             }
             Input::Closed { session } => self.ended(now, session, CloseReason::Ended),
             Input::Configure(view) => self.configure(now, *view),
+            Input::Drain(drain) => self.drain(now, drain),
             Input::Stop => self.stop(now),
         }
         self.shed(now);
@@ -361,7 +373,10 @@ impl Core {
             ready: self.ready,
             incarnation: self.incarnation,
             forwarding: self.watch.forwarding(),
-            eligible: self.watch.eligible(self.is_eligible()),
+            eligible: self.eligible(),
+            epoch: self.epochs.status(),
+            drain: self.drain_status(),
+            handed_over: self.takeover.total,
             records: self.live(),
             tombstones: self.tombstones.count,
             restored: self.restored,

@@ -426,7 +426,6 @@ pub(crate) fn load_object(settings: impl FnOnce(&mut EbpfLoader<'_>)) -> Ebpf {
         (maps::FRAGMENTS, 4096),
         (maps::FRAGMENTS_V6, 4096),
         (maps::SERVICES, 64),
-        (maps::RINGS, counts::RINGS),
         (maps::SERVICE_COUNT, counts::RINGS),
         (maps::BACKEND_COUNT, counts::SLOTS),
     ];

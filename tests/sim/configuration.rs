@@ -118,6 +118,8 @@ impl World {
             drop_oversized: false,
             delivery_sources: [None; 2],
             timeouts: self.plan.timeouts,
+            grace: self.plan.grace,
+            takeover_after: self.plan.takeover_after,
             budgets: self.plan.budgets,
             services: vec![service("web", WEB, self.plan.protocol), service("dns", DNS, UDP)],
             limits: self.plan.limits,

@@ -307,6 +307,7 @@ pub(crate) fn named(me: u8, id: u8) -> core::view::Member {
         name: format!("lb{id}"),
         address: address_of(id),
         second_address: None,
+        drain: false,
         hand_off_source: None,
         probe_keys: [pair_key(me, id), [0; 2]],
     }

@@ -75,6 +75,10 @@ pub(crate) struct Plan {
     pub(crate) probing: Probing,
     /// When idle flows end.
     pub(crate) timeouts: Timeouts,
+    /// How long unknown flows that go on follow the servers of before.
+    pub(crate) grace: Duration,
+    /// For how long a member must have been dead before its flows are given to others for good.
+    pub(crate) takeover_after: Duration,
     /// Record flows at their first packet.
     pub(crate) first_packet: bool,
     /// Whoever knows a flow delivers its packets (`handoff = "direct"`).
@@ -172,6 +176,8 @@ impl Plan {
                 misses: rng.pick(&[3, 5, 5]).unwrap_or(5) as u32,
             },
             timeouts: timeouts(seconds),
+            grace: Duration::from_millis(rng.pick(&[60_000, 60_000, 1000]).unwrap_or(1000)),
+            takeover_after: Duration::from_millis(rng.pick(&[30_000, 300, 1000]).unwrap_or(1000)),
             first_packet: rng.chance(200),
             direct: rng.chance(500),
             protocol: if rng.chance(150) { SCTP } else { TCP },

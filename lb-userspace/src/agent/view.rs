@@ -30,6 +30,7 @@ pub(super) fn of(config: &Config) -> View {
         name: member.name.as_str().to_owned(),
         address: address(member.address),
         second_address: member.second_address.map(address),
+        drain: member.drain,
         hand_off_source: member.hand_off_source.as_ref().map(prefix),
         probe_keys: keys(member),
     };
@@ -62,6 +63,8 @@ pub(super) fn of(config: &Config) -> View {
             sctp: cluster.timeouts.sctp,
             sctp_closing: cluster.timeouts.sctp_closing,
         },
+        grace: cluster.grace,
+        takeover_after: cluster.takeover_after,
         budgets: [budgets.tcp, budgets.udp, budgets.derived, budgets.sctp, budgets.answers].map(per_window),
         services: config.services.iter().map(service).collect(),
         limits: Limits {

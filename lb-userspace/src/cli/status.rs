@@ -5,8 +5,8 @@ use clap::Args;
 use super::{Exit, Failure, paint::Paint, place::Place, table::Table};
 use crate::{
     inspect::{
-        status::{Agent, MemberStatus, Readings, ServiceStatus, Status, Verdict, status},
-        words::{bytes, duration, grouped, round_trip},
+        status::{Agent, Drain, Epoch, MemberStatus, Readings, ServiceStatus, Status, Verdict, status},
+        words::{Member, bytes, duration, grouped, round_trip},
     },
     pinned::now_ns,
 };
@@ -72,10 +72,35 @@ fn facts(status: &Status) -> String {
         let about = if table.exact { "" } else { "about " };
         format!("{about}{} of {}", grouped(table.used), grouped(table.max.into()))
     });
+    let drain = match status.drain {
+        None => String::new(),
+        Some(Drain { left: None }) => "draining  flows are being counted\n".into(),
+        Some(Drain { left: Some(0) }) => "draining  done, no flow names this member\n".into(),
+        Some(Drain { left: Some(left) }) => format!("draining  {} flows left\n", grouped(left.into())),
+    };
     format!(
-        "agent     {agent}, incarnation {}\nattached  to {interfaces}\nflows     {flows} (IPv4), {flows_v6} (IPv6)\n",
-        status.incarnation
+        "agent     {agent}, incarnation {}\nservers   {}\n{drain}attached  to {interfaces}\n\
+         flows     {flows} (IPv4), {flows_v6} (IPv6)\n",
+        status.incarnation,
+        epoch(&status.epoch),
     )
+}
+
+fn epoch(epoch: &Epoch) -> String {
+    let titles: Vec<String> = epoch.waits_for.iter().map(Member::title).collect();
+    let mut text = match epoch.number {
+        0 => "no epoch yet".to_owned(),
+        number => format!("epoch {number}"),
+    };
+    if !titles.is_empty() {
+        text += &format!(", a change waits for {}", titles.join(", "));
+    } else if epoch.pending {
+        text += ", a change is pending";
+    }
+    if let Some(ms) = epoch.grace_ms {
+        text += &format!(", flows of before go on by the old ones for {}", duration(ms));
+    }
+    text
 }
 
 /// Also what `tandem get members` prints.

@@ -4,7 +4,7 @@ use clap::CommandFactory;
 use lb_common::{
     abi::SCHEMA,
     address::mapped,
-    liveness::{Heard, Liveness},
+    liveness::{Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness},
     maps::FLOWS_MAX,
     node::Node,
     rank::{Seed, seed},
@@ -134,7 +134,10 @@ fn readings() -> Readings {
             budgets: [1000; 5],
             doubt_until_ns: 0,
             grace_until_ns: 0,
-            padding: [0; 4],
+            epoch: 7,
+            awaited: 0,
+            left: 0,
+            flags: 0,
         },
         heard: vec![Heard::new_zeroed(), Heard::new_zeroed(), heard],
         members: [0, 11, 12].map(|last| target([10, 0, 1, last], TARGET_SERVING)).to_vec(),
@@ -174,6 +177,7 @@ fn status_of_a_healthy_member_is_one_screen() {
 ok: lb1 of edge-1, 2 of 2 members take new flows
 
 agent     alive, lease for 80 ms, incarnation 5
+servers   epoch 7
 attached  to eth0
 flows     12,345 of 1,048,576 (IPv4), 67 of 262,144 (IPv6)
 
@@ -189,6 +193,32 @@ deliver_known          deliver  1,234,567  94.2 MiB
 drop_fragment_no_head  drop             3    4500 B
 ";
     assert_eq!(status::render(&judged(&readings()), Paint::off()), expected);
+}
+
+#[test]
+fn a_change_of_servers_and_a_drain_have_their_lines() {
+    let said = |change: fn(&mut Readings)| {
+        let mut readings = readings();
+        change(&mut readings);
+        status::render(&judged(&readings), Paint::off())
+    };
+    let waits = said(|r| (r.liveness.flags, r.liveness.awaited) = (LIVENESS_PENDING, 0b10));
+    assert!(waits.contains("servers   epoch 7, a change waits for lb2\n"), "{waits}");
+    let grace = said(|r| r.liveness.grace_until_ns = NOW + 5_000_000_000);
+    assert!(grace.contains("servers   epoch 7, flows of before go on by the old ones for 5.0 s\n"), "{grace}");
+    for (left, text) in [
+        (LEFT_UNKNOWN, "draining  flows are being counted\n"),
+        (1234, "draining  1,234 flows left\n"),
+        (0, "draining  done, no flow names this member\n"),
+    ] {
+        let mut readings = readings();
+        (readings.liveness.flags, readings.liveness.left) = (LIVENESS_DRAINING, left);
+        readings.liveness.eligible = 0b10;
+        let drains = status::render(&judged(&readings), Paint::off());
+        assert!(drains.contains(text) && drains.contains("this member is draining: it owns no new flows"), "{drains}");
+    }
+    let behind = said(|r| (r.liveness.flags, r.liveness.eligible) = (LIVENESS_BEHIND, 0b10));
+    assert!(behind.contains("does not have the cluster's servers"), "{behind}");
 }
 
 #[test]

@@ -24,6 +24,10 @@ const DEFAULT_PORT: u16 = 7400;
 const DEFAULT_PROBE_INTERVAL: Duration = Duration::from_millis(20);
 /// Fewer would turn one lost burst into a false alarm.
 const DEFAULT_PROBE_MISSES: u8 = 5;
+/// Longer than a client waits between two packets of a connection that has just begun.
+const DEFAULT_GRACE: Duration = Duration::from_secs(60);
+/// Longer than a restart takes, of an agent and of most machines' services.
+const DEFAULT_TAKEOVER_AFTER: Duration = Duration::from_secs(30);
 
 /// A member as far as it could be read.
 pub(super) struct MemberDraft {
@@ -32,6 +36,7 @@ pub(super) struct MemberDraft {
     pub(super) address: Option<Spanned<IpAddr>>,
     pub(super) second_address: Option<Spanned<IpAddr>>,
     hand_off_source: Option<Spanned<Prefix>>,
+    drain: Option<bool>,
     pub(super) public_keys: Option<Spanned<PublicKeys>>,
 }
 
@@ -45,6 +50,8 @@ pub(super) struct ClusterDraft {
     probe: Option<(Duration, u8)>,
     handoff: Option<Handoff>,
     replicate: Option<Replicate>,
+    grace: Option<Duration>,
+    takeover_after: Option<Duration>,
     timeouts: Option<Timeouts>,
     pub(super) delivery_source: Vec<Spanned<Prefix>>,
     pub(super) members: Vec<MemberDraft>,
@@ -72,6 +79,10 @@ impl ClusterDraft {
             probe: read_probe(section.table("probe", "cluster.probe")),
             handoff: section.or("handoff", Handoff::Owner),
             replicate: section.or("replicate", Replicate::Plausible),
+            grace: section.or("grace", Period::<0, 600_000>(DEFAULT_GRACE)).map(|grace| grace.0),
+            takeover_after: section
+                .or("takeover_after", Period::<1_000, 86_400_000>(DEFAULT_TAKEOVER_AFTER))
+                .map(|takeover_after| takeover_after.0),
             timeouts: {
                 let timeouts = section.table("timeouts", "cluster.timeouts");
                 timeouts_at = timeouts.as_ref().map(Section::span);
@@ -104,6 +115,8 @@ impl ClusterDraft {
             probe_misses,
             handoff: self.handoff?,
             replicate: self.replicate?,
+            grace: self.grace?,
+            takeover_after: self.takeover_after?,
             timeouts: self.timeouts?,
             delivery_source: self.delivery_source.into_iter().map(Spanned::into_inner).collect(),
             members,
@@ -119,6 +132,7 @@ impl MemberDraft {
             address: self.address?.into_inner(),
             second_address: self.second_address.map(Spanned::into_inner),
             hand_off_source: self.hand_off_source.map(Spanned::into_inner),
+            drain: self.drain?,
             public_keys: self.public_keys.map(|keys| keys.into_inner().0).unwrap_or_default(),
         })
     }
@@ -152,6 +166,7 @@ fn read_members(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<M
                 address: section.required("address"),
                 second_address: section.optional("second_address"),
                 hand_off_source: section.optional("hand_off_source"),
+                drain: section.or("drain", false),
                 public_keys: section.optional("public_key"),
             };
             if !section.has("public_key") {

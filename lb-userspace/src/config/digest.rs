@@ -5,7 +5,7 @@ use lb_common::hash::siphash13;
 use super::{Affinity, Cluster, Config, Handoff, Prefix, Replicate, Service, Vip, address};
 
 /// Raised when the encoding below changes its meaning.
-const ENCODING: u8 = 3;
+const ENCODING: u8 = 4;
 
 /// Keyed in the end, so that members with different keys differ and nothing is said about the key.
 pub(super) fn cluster(config: &Config) -> u64 {
@@ -30,9 +30,14 @@ fn settings(digest: &mut Digest, cluster: &Cluster) {
     }]);
     let timeouts = &cluster.timeouts;
     let of_tcp = [timeouts.young, timeouts.tcp, timeouts.closing, timeouts.reset];
-    for duration in
-        of_tcp.into_iter().chain([cluster.probe_interval, timeouts.udp, timeouts.sctp, timeouts.sctp_closing])
-    {
+    for duration in of_tcp.into_iter().chain([
+        cluster.grace,
+        cluster.takeover_after,
+        cluster.probe_interval,
+        timeouts.udp,
+        timeouts.sctp,
+        timeouts.sctp_closing,
+    ]) {
         digest.bytes(&duration.as_nanos().to_be_bytes());
     }
     let mut sources = cluster.delivery_source.clone();
@@ -41,7 +46,7 @@ fn settings(digest: &mut Digest, cluster: &Cluster) {
     sources.iter().for_each(|source| prefix(digest, source));
     digest.count(cluster.members.len());
     for member in &cluster.members {
-        digest.bytes(&[member.id.get()]);
+        digest.bytes(&[member.id.get(), u8::from(member.drain)]);
         digest.bytes(&address(member.address));
         digest.count(usize::from(member.second_address.is_some()));
         member.second_address.iter().for_each(|second| digest.bytes(&address(*second)));

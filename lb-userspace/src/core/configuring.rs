@@ -24,7 +24,9 @@ impl Core {
         }
         self.view = view;
         self.watch.configure(&self.view);
+        self.hold();
         self.apply_view(now);
+        self.review_epochs(now);
         self.unpark(now);
         self.announce(now, false);
     }
@@ -32,11 +34,7 @@ impl Core {
     pub(crate) fn apply_view(&mut self, now: u64) {
         self.configure_peers(now);
         self.timers = Timers::new(&self.view);
-        let backends = self.slots.configure(now, &self.view.services);
-        if backends > 0 {
-            self.report(Event::SlotsExhausted { backends });
-        }
-        self.install();
+        self.apply_services(now);
     }
 
     /// Asks for the tables as they shall be now.

@@ -98,6 +98,25 @@ pub enum Event {
         /// How many.
         records: usize,
     },
+    /// New flows go to other servers from now on.
+    Epoch {
+        /// Number of the epoch.
+        number: u32,
+        /// Members that have not acknowledged it, by name; empty if all have.
+        missing: String,
+    },
+    /// Flows of members that are gone, or of this one that is draining, have other owners now.
+    HandedOver {
+        /// How many.
+        flows: u64,
+    },
+    /// This member is draining, and no flow names it any more.
+    Drained,
+    /// Whether this member has the set of servers that is in force.
+    Current {
+        /// Which of both.
+        is_current: bool,
+    },
     /// As many flows as the table holds; further ones of peers are not kept here.
     TableFull {
         /// Its size.
@@ -179,7 +198,7 @@ pub enum Level {
 
 impl Event {
     /// How loud it is.
-    pub const fn level(&self) -> Level {
+    pub fn level(&self) -> Level {
         match self {
             Self::Ready { .. }
             | Self::PeerUp { .. }
@@ -187,7 +206,11 @@ impl Event {
             | Self::PeerAgent { alive: true, .. }
             | Self::Synchronized { .. }
             | Self::Parked { .. }
-            | Self::Unparked { .. } => Level::Info,
+            | Self::Unparked { .. }
+            | Self::HandedOver { .. }
+            | Self::Drained
+            | Self::Current { is_current: true } => Level::Info,
+            Self::Epoch { missing, .. } if missing.is_empty() => Level::Info,
             Self::SessionEnded { reason, .. } => reason.level(),
             Self::NotReady { .. }
             | Self::PeerDown { .. }
@@ -196,6 +219,8 @@ impl Event {
             | Self::IncarnationRaised { .. }
             | Self::OtherMember { .. }
             | Self::SlotsExhausted { .. }
+            | Self::Epoch { .. }
+            | Self::Current { is_current: false }
             | Self::TableFull { .. } => Level::Warn,
         }
     }
@@ -251,6 +276,19 @@ impl fmt::Display for Event {
                 write!(f, "{peer}: sends flows of a backend that is not configured here, they are parked")
             }
             Self::Unparked { records } => write!(f, "{records} parked records have found their backend"),
+            Self::Epoch { number, missing } if missing.is_empty() => {
+                write!(f, "epoch {number}: new flows go to the servers of the configuration")
+            }
+            Self::Epoch { number, missing } => {
+                write!(f, "epoch {number}, not acknowledged by {missing}: without them new flows go to other servers")
+            }
+            Self::HandedOver { flows } => write!(f, "{flows} flows have other owners now, those of before are gone"),
+            Self::Drained => write!(f, "drained: no flow names this member any more, it can be stopped"),
+            Self::Current { is_current: true } => write!(f, "has the servers of the epoch in force, owns new flows"),
+            Self::Current { is_current: false } => write!(
+                f,
+                "does not have the servers of the epoch in force, or hears of none; others own new flows until it does"
+            ),
             Self::TableFull { flows } => write!(f, "flow table full at {flows} flows, those of peers are not kept"),
         }
     }

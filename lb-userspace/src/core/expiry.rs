@@ -169,7 +169,7 @@ impl Core {
     }
 
     /// Primary if it is alive, else backup if it is alive, else the best-ranked member that is: whom XDP picks.
-    fn acting_owner(&self, row: &Row) -> u8 {
+    pub(crate) fn acting_owner(&self, row: &Row) -> u8 {
         let forwarding = self.watch.forwarding();
         let owners = row.record.owners;
         if forwarding & bit(owners.primary) != 0 {

@@ -92,6 +92,7 @@ impl Core {
             None
         } else if !link.urgent.is_empty()
             || link.acknowledgements.is_due()
+            || link.owes_standing
             || self.has_swept && (link.cursor.is_some() || link.comparison.is_owing())
         {
             Some(0)
@@ -107,11 +108,14 @@ impl Core {
             && self.due(link).is_some_and(|due| due <= now)
         {
             let compares = link.comparison.due.is_some_and(|due| due <= now);
-            let lazy_is_due = link.lazy_due(self.stopping.is_some() || compares).is_some_and(|due| due <= now);
+            let lazy_is_due =
+                link.lazy_due(self.stopping.is_some() || compares || link.owes_standing).is_some_and(|due| due <= now);
             let frame = if link.acknowledgements.is_due() {
                 self.acknowledge(session)
             } else if !link.urgent.is_empty() || lazy_is_due {
                 self.delta(now, session)
+            } else if link.owes_standing {
+                self.standing(session)
             } else if compares {
                 self.digests(now, session)
             } else if link.comparison.is_owing() {

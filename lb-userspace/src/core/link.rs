@@ -7,7 +7,7 @@ use super::{
     acknowledging::Acknowledgements,
     digests::Comparison,
     event::CloseReason,
-    wire::{Decoder, HELLO_VERSION},
+    wire::{Decoder, HELLO_VERSION, Standing},
 };
 
 /// First pause before dialling again.
@@ -58,6 +58,10 @@ pub(crate) struct Link {
     pub(crate) acknowledgements: Acknowledgements,
     /// How both sides compare.
     pub(crate) comparison: Comparison,
+    /// What the peer last said of epochs.
+    pub(crate) standing: Option<Standing>,
+    /// Whether it is to be told how this member stands, behind what waits for it.
+    pub(crate) owes_standing: bool,
     /// Rows that the peer owns.
     pub(crate) urgent: VecDeque<u32>,
     /// Other rows.
@@ -132,6 +136,8 @@ impl Link {
             configuration: (0, 0),
             acknowledgements: Acknowledgements::default(),
             comparison: Comparison::new(),
+            standing: None,
+            owes_standing: false,
             urgent: VecDeque::new(),
             lazy: VecDeque::new(),
             lazy_since: 0,

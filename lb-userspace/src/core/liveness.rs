@@ -309,9 +309,12 @@ impl Watch {
         self.mask(|peer| peer.state == State::Up) | bit(self.me)
     }
 
-    /// Members that may own new flows; `ready` says whether this one may.
-    pub(crate) fn eligible(&self, ready: bool) -> u64 {
-        self.mask(|peer| peer.state == State::Up && peer.agent && peer.ready) | if ready { bit(self.me) } else { 0 }
+    /// Members that may own new flows, and say so themselves; `own` says whether this one may.
+    pub(crate) fn eligible(&self, own: bool) -> u64 {
+        let is_ready = |peer: &Peer| peer.state == State::Up && peer.agent && peer.ready;
+        let says_so = self.peers.iter().filter(|(id, peer)| peer.heard.eligible & bit(**id) != 0);
+        let says_so = says_so.fold(0, |mask, (&id, _)| mask | bit(id));
+        self.mask(is_ready) & says_so | if own { bit(self.me) } else { 0 }
     }
 
     /// The masks, vouched for until the lease ends.
@@ -324,8 +327,15 @@ impl Watch {
         }
     }
 
-    /// What to say to a peer; `flags` are `PROBE_*`.
-    pub(crate) fn probe(&self, now: u64, to: u8, counter: u64, incarnation: u32, flags: u8) -> Probe {
+    /// What to say to a peer; `flags` are `PROBE_*`, `eligible` the members that may own new flows.
+    pub(crate) fn probe(
+        &self,
+        now: u64,
+        to: u8,
+        counter: u64,
+        incarnation: u32,
+        (flags, eligible): (u8, u64),
+    ) -> Probe {
         let peer = self.peers.get(&to);
         let probe = Probe {
             magic: PROBE_MAGIC,
@@ -339,7 +349,7 @@ impl Watch {
             counter: counter.to_be_bytes(),
             sent_ns: now.to_be_bytes(),
             forwarding: self.forwarding().to_be_bytes(),
-            eligible: self.eligible(flags & PROBE_READY != 0).to_be_bytes(),
+            eligible: eligible.to_be_bytes(),
             nonce: self.nonce.to_be_bytes(),
             answers: peer.map_or(0, |peer| peer.heard.nonce).to_be_bytes(),
             tag: [0; 8],

@@ -281,6 +281,9 @@ impl Core {
 
     /// Tells the peers of a record that is worth it, or sees to it that a young one is looked at when it is.
     fn tell_if_plausible(&mut self, now: u64, number: u32) {
+        if self.epochs.is_hasty(now) {
+            self.reveal(number);
+        }
         let Some(row) = self.table.row(number) else { return };
         if row.is_private() {
             let left = PLAUSIBLE_TICKS.saturating_sub(age(tick(now), row.created));
@@ -324,7 +327,7 @@ impl Core {
     }
 
     /// Changes the record of a row that stays alive, or stays dead.
-    fn rewrite(&mut self, now: u64, number: u32, record: Record) {
+    pub(crate) fn rewrite(&mut self, now: u64, number: u32, record: Record) {
         let Some((key, old)) = self.table.change(number, |row| {
             row.record = record;
             (row.key, row.slot)

@@ -25,6 +25,7 @@ impl Core {
         if looked {
             self.consider_readiness(now);
         }
+        self.review_epochs(now);
         self.round(now);
         self.announce(now, false);
         self.promote(now);
@@ -38,6 +39,7 @@ impl Core {
         self.probe(now, counter, &peers);
         self.tend_sessions(now);
         self.scan(now);
+        self.hand_over(now);
         self.forget_tombstones(now);
         self.review_parked(now);
         if self.has_swept && self.slots.free(now) {
@@ -54,8 +56,9 @@ impl Core {
         if self.stopping.is_some() {
             flags |= PROBE_GOODBYE;
         }
+        let eligible = self.eligible();
         for &to in peers {
-            let probe = self.watch.probe(now, to, counter, self.incarnation, flags);
+            let probe = self.watch.probe(now, to, counter, self.incarnation, (flags, eligible));
             self.outputs.push_back(Output::SendProbe { to, probe });
         }
     }
@@ -109,7 +112,10 @@ impl Core {
             // A restarted agent's map holds the masks of before: better than a cluster of one.
             return;
         }
-        let mut liveness = self.watch.liveness(now, self.is_eligible());
+        let mut liveness = self.watch.liveness(now, self.owns_misses());
+        liveness.eligible = self.eligible();
+        liveness.grace_until_ns = self.epochs.grace_until();
+        self.describe(&mut liveness);
         liveness.budgets = self.budgets();
         liveness.doubt_until_ns = self.doubt_until(now);
         let masks = Some((liveness.forwarding, liveness.eligible));

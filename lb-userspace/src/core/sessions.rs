@@ -132,6 +132,10 @@ impl Core {
                 }
                 Ok(())
             }
+            Frame::Epoch(standing) => {
+                self.heard_standing(now, session, standing);
+                Ok(())
+            }
             Frame::Keepalive => Ok(()),
             Frame::Goodbye => {
                 self.peer_says_goodbye(now, peer);
@@ -171,6 +175,7 @@ impl Core {
         if let Some(link) = self.links.get_mut(&session) {
             link.stage = Stage::Open;
             link.version = hello.speaks.min(self.speaks);
+            link.owes_standing = link.speaks_of_epochs();
             link.said_ready = hello.ready;
             link.begin_snapshot();
             link.configuration = (hello.generation, hello.hash);

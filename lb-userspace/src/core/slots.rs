@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     address::Address,
     flow::{FlowKey, PENDING_TICKS, ms_of_ticks},
-    maps::BACKENDS_MAX,
+    maps::{BACKENDS_MAX, PREVIOUS_RINGS},
     ring::Ring,
     service::{SERVICE_AFFINITY, SERVICE_ECHO, Service, ServiceKey, VipFilter},
     target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
@@ -24,6 +24,9 @@ use super::{
 /// How long a slot rests after the last record that named it: `pending` and events on their way may still name it.
 const REST_NS: u64 = (ms_of_ticks(PENDING_TICKS) + 1000) * 1_000_000;
 
+/// A packet that read the end of the grace time may still look its slot up.
+const MARGIN_NS: u64 = 1_000_000_000;
+
 /// Which slot is whose. A slot is not given to another backend while anything may refer to it.
 #[derive(Default)]
 pub(crate) struct Slots {
@@ -35,6 +38,10 @@ pub(crate) struct Slots {
     /// Those that are to be freed when nothing refers to them any more.
     removed: BTreeSet<u16>,
     index: BTreeMap<(ServiceKey, Address), u16>,
+    /// Rings of before the last change, of those that have changed, during the grace time.
+    previous: BTreeMap<ServiceKey, Arc<Ring>>,
+    /// Slots that they name do not rest for less.
+    grace_until: u64,
     /// Rings as last built, with what they were built from.
     built: BTreeMap<u32, (Vec<Share>, Arc<Ring>)>,
 }
@@ -73,7 +80,9 @@ impl Slots {
     }
 
     /// Gives every configured backend a slot, and marks the others as removed. Returns how many found none.
-    pub(crate) fn configure(&mut self, now: u64, services: &[view::Service]) -> usize {
+    ///
+    /// Backends that are only `upcoming` have slots, too, for the flows of members that are ahead, and get no new flows.
+    pub(crate) fn configure(&mut self, now: u64, services: &[view::Service], upcoming: [&[view::Service]; 2]) -> usize {
         let mut removed: BTreeSet<u16> = self.slots.keys().copied().collect();
         let mut homeless = 0;
         let taken = removed.clone();
@@ -100,10 +109,24 @@ impl Slots {
                 }
             }
         }
+        for service in upcoming.into_iter().flatten() {
+            for key in &service.vips {
+                let ring = *self.rings.entry(*key).or_insert_with(|| free_rings.next().unwrap_or_default());
+                for backend in &service.backends {
+                    let Some(slot) = self.slot_of(key, &backend.address, ring, &mut free_slots) else { continue };
+                    let is_left_over = removed.remove(&slot);
+                    let is_new = |slot: &&mut Slot| is_left_over || slot.state == TARGET_REMOVED;
+                    if let Some(slot) = self.slots.get_mut(&slot).filter(is_new) {
+                        (slot.state, slot.weight) = (TARGET_SERVING, 0);
+                    }
+                }
+            }
+        }
+        let rests_until = self.grace_until.max(now + REST_NS);
         for slot in &removed {
             if let Some(slot) = self.slots.get_mut(slot) {
                 slot.state = TARGET_REMOVED;
-                slot.rests_until = slot.rests_until.max(now + REST_NS);
+                slot.rests_until = slot.rests_until.max(rests_until);
             }
         }
         self.removed = removed;
@@ -147,7 +170,7 @@ impl Slots {
     pub(crate) fn release(&mut self, now: u64, slot: u16) {
         if let Some(slot) = self.slots.get_mut(&slot) {
             slot.records = slot.records.saturating_sub(1);
-            slot.rests_until = now + REST_NS;
+            slot.rests_until = slot.rests_until.max(now + REST_NS);
         }
     }
 
@@ -169,10 +192,22 @@ impl Slots {
         true
     }
 
+    /// The rings are about to change: flows that nobody has recorded follow those of now until `until`.
+    pub(crate) fn begin_grace(&mut self, until: u64) {
+        self.grace_until = until + MARGIN_NS;
+        let ring = |(key, ring): (&ServiceKey, &u32)| Some((*key, Arc::clone(&self.built.get(ring)?.1)));
+        self.previous = self.rings.iter().filter_map(ring).collect();
+    }
+
+    /// The grace time is over.
+    pub(crate) fn end_grace(&mut self) {
+        self.previous.clear();
+    }
+
     /// Writes services, rings, backends and the VIP filter; builds the rings that changed.
     pub(crate) fn fill(&mut self, tables: &mut Tables) {
         let mut shares: BTreeMap<u32, Vec<Share>> = BTreeMap::new();
-        for (&slot, backend) in self.slots.iter().filter(|(_, backend)| backend.state == TARGET_SERVING) {
+        for (&slot, backend) in self.slots.iter().filter(|(_, slot)| slot.state == TARGET_SERVING && slot.weight > 0) {
             let share = Share { address: backend.address, slot, weight: backend.weight };
             shares.entry(backend.ring).or_default().push(share);
         }
@@ -186,6 +221,9 @@ impl Slots {
                 (shares, table)
             });
             tables.rings.insert(ring, Arc::clone(&table));
+            if let Some(previous) = self.previous.get(key).filter(|previous| !Arc::ptr_eq(previous, &table)) {
+                tables.rings.insert(ring + PREVIOUS_RINGS, Arc::clone(previous));
+            }
             built.insert(ring, (shares, table));
             let service = Service { ring, flags: flags & !SERVICE_ECHO, padding: [0; 3] };
             tables.services.insert(*key, service);

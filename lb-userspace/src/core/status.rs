@@ -13,6 +13,12 @@ pub struct Status {
     pub forwarding: u64,
     /// Members that may own new flows.
     pub eligible: u64,
+    /// Which servers new flows go to, and what a change waits for.
+    pub epoch: super::epochs::EpochStatus,
+    /// How far a member that is draining is.
+    pub drain: Option<super::takeover::DrainStatus>,
+    /// Flows that were given other owners from here.
+    pub handed_over: u64,
     /// Live records.
     pub records: usize,
     /// Records of flows that have ended.

@@ -25,11 +25,13 @@ mod configuration;
 mod convergence;
 mod damage;
 mod digests;
+mod epochs;
 mod expiry;
 mod liveness;
 mod merging;
 mod pace;
 mod sessions;
+mod takeover;
 mod versions;
 mod wire;
 
@@ -70,6 +72,8 @@ struct Net {
     /// Bytes on their way: they arrive when everybody has done what is to be done.
     mail: VecDeque<(Session, Option<Vec<u8>>)>,
     depth: usize,
+    /// Hosts whose outputs are being carried out: what an answer to one adds comes after the others, in the same loop.
+    busy: BTreeSet<u8>,
     /// Bytes that met a cut: TCP sends them again.
     stuck: VecDeque<(Session, Vec<u8>)>,
 }
@@ -105,6 +109,7 @@ fn view(me: u8, members: u8) -> View {
                 name: format!("lb{id}"),
                 address: mapped([10, 0, 1, id]),
                 second_address: None,
+                drain: false,
                 hand_off_source: None,
                 probe_keys: pair_keys(me, id),
             })
@@ -121,6 +126,8 @@ fn view(me: u8, members: u8) -> View {
         drop_oversized: false,
         delivery_sources: [None; 2],
         timeouts: Timeouts::default(),
+        grace: Duration::from_secs(60),
+        takeover_after: Duration::from_secs(30),
         budgets: [1000; 5],
         services: vec![web(vec![backend(1), backend(2)])],
         limits: Limits { flows: 1000, flows_v6: 200, tombstones: 100, parked: 10, queue: 500, window: 1 << 18 },
@@ -164,6 +171,7 @@ impl Net {
             held: VecDeque::new(),
             mail: VecDeque::new(),
             depth: 0,
+            busy: BTreeSet::new(),
             stuck: VecDeque::new(),
         }
     }
@@ -280,6 +288,9 @@ impl Net {
     }
 
     fn carry_out_one_by_one(&mut self, id: u8) {
+        if !self.busy.insert(id) {
+            return;
+        }
         while let Some(output) = self.host(id).core.as_mut().and_then(Core::poll_output) {
             let now = self.now;
             match output {
@@ -311,6 +322,7 @@ impl Net {
                 Output::Stopped => self.host(id).stopped_at = Some(now),
             }
         }
+        self.busy.remove(&id);
     }
 
     fn put(&mut self, id: u8, key: Key, entry: FlowEntry, mode: PutMode) {

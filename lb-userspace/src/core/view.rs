@@ -40,6 +40,10 @@ pub struct View {
     pub delivery_sources: [Option<Prefix>; 2],
     /// When idle flows end.
     pub timeouts: Timeouts,
+    /// How long after a change of servers packets of unknown flows that go on follow the servers of before.
+    pub grace: Duration,
+    /// For how long a member must have been dead before its flows are given to others for good.
+    pub takeover_after: Duration,
     /// New entries a CPU may make in a budget window, per class.
     pub budgets: [u32; BUDGET_CLASSES],
     /// What is balanced; no `ServiceKey` occurs twice.
@@ -59,6 +63,8 @@ pub struct Member {
     pub address: Address,
     /// An address of the other family, which deliveries to backends of that family come from.
     pub second_address: Option<Address>,
+    /// Gives its flows to others and owns no new ones.
+    pub drain: bool,
     /// Where its hand-offs come from, if not from its address; of the same family.
     pub hand_off_source: Option<Prefix>,
     /// Keys of the probes between it and this member, one for each key it has; zeros for none.

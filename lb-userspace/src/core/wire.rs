@@ -7,6 +7,7 @@
 //! it would not have seen before. What a version has said once is never said otherwise; `tests/golden` keeps it.
 
 mod digests;
+mod epoch;
 mod frame;
 mod hello;
 mod record;
@@ -14,6 +15,7 @@ mod record;
 use lb_common::rank::MEMBERS_MAX;
 
 pub use self::{
+    epoch::{EPOCH_MAX, Epoch, Standing},
     frame::{Decoder, Frame},
     hello::Hello,
     record::{Batch, Item, RECORD_V4, RECORD_V6, check},
@@ -40,13 +42,14 @@ const GOODBYE: u8 = 6;
 const DIGESTS: u8 = 24;
 const ACKNOWLEDGEMENT: u8 = 25;
 const BUCKET: u8 = 26;
-// Reserved: 16..=23 authentication, 24..=31 digests, 32..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
+const EPOCH: u8 = 32;
+// Reserved: 16..=23 authentication, 24..=31 digests, 33..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
 
 /// The version that a type of frame came with; `None` where there is no such type.
 const fn since(kind: u8) -> Option<u8> {
     match kind {
         HELLO | SNAPSHOT | SNAPSHOT_END | DELTA | KEEPALIVE | GOODBYE => Some(1),
-        DIGESTS | ACKNOWLEDGEMENT | BUCKET => Some(2),
+        DIGESTS | ACKNOWLEDGEMENT | BUCKET | EPOCH => Some(2),
         _ => None,
     }
 }

@@ -3,9 +3,9 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use lb_common::{
-    liveness::{Heard, Liveness, PROBE_READY},
+    liveness::{Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness, PROBE_READY},
     node::{Node, V4, V6},
-    rank::bit,
+    rank::{MEMBERS_MAX, bit},
     reason::{Counter, Reason, ServiceCounters},
     ring::Ring,
     service::{Service, ServiceKey},
@@ -42,6 +42,10 @@ pub struct Status {
     pub incarnation: u32,
     /// Its agent.
     pub agent: Agent,
+    /// Which servers new flows go to.
+    pub epoch: Epoch,
+    /// How far a draining member is; `None` for one that is not draining.
+    pub drain: Option<Drain>,
     /// Interfaces that the datapath is attached to.
     pub interfaces: Vec<String>,
     /// All members, by id.
@@ -56,6 +60,28 @@ pub struct Status {
     pub services: Vec<ServiceStatus>,
     /// Packets by outcome since the maps were made; outcomes that did not happen are left out.
     pub packets: Vec<Count>,
+}
+
+/// Which servers new flows go to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Epoch {
+    /// Rises with every change of servers; 0 for none yet.
+    pub number: u32,
+    /// Another set of servers is in a member's configuration.
+    pub pending: bool,
+    /// Members whose configuration does not have it, for which the change waits.
+    pub waits_for: Vec<Member>,
+    /// The cluster's servers are others than this member's: it owns no new flows.
+    pub behind: bool,
+    /// For how long flows that nobody has recorded follow the servers of before.
+    pub grace_ms: Option<u64>,
+}
+
+/// How far a draining member is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Drain {
+    /// Flows that still name it as primary or backup; `None` until they have been counted.
+    pub left: Option<u32>,
 }
 
 /// Whether the agent of this host lives.
@@ -254,6 +280,8 @@ pub fn status(readings: &Readings, names: &Names) -> Status {
         member: words::member(node.id, words::own_address(node), names),
         incarnation: node.incarnation,
         agent: agent(readings),
+        epoch: epoch(readings, names),
+        drain: drain(&readings.liveness),
         interfaces: readings.interfaces.clone(),
         members: members(readings, names),
         flows: flow_table(readings, V4),
@@ -357,6 +385,25 @@ pub fn services(readings: &Readings, names: &Names) -> Vec<ServiceStatus> {
         Some(status)
     };
     readings.services.iter().filter_map(service).collect()
+}
+
+fn epoch(readings: &Readings, names: &Names) -> Epoch {
+    let liveness = &readings.liveness;
+    let grace_ns = liveness.grace_until_ns.checked_sub(readings.now_ns).filter(|left| *left > 0);
+    let address = |id: u8| readings.members.get(usize::from(id)).map_or([0; 16], |member| member.address);
+    let awaited = (1..=MEMBERS_MAX as u8).filter(|id| liveness.awaited & bit(*id) != 0);
+    Epoch {
+        number: liveness.epoch,
+        pending: liveness.flags & LIVENESS_PENDING != 0,
+        waits_for: awaited.map(|id| words::member(id, address(id), names)).collect(),
+        behind: liveness.flags & LIVENESS_BEHIND != 0,
+        grace_ms: grace_ns.map(|left| left / 1_000_000),
+    }
+}
+
+fn drain(liveness: &Liveness) -> Option<Drain> {
+    let left = (liveness.left != LEFT_UNKNOWN).then_some(liveness.left);
+    (liveness.flags & LIVENESS_DRAINING != 0).then_some(Drain { left })
 }
 
 fn agent(readings: &Readings) -> Agent {

@@ -95,7 +95,10 @@ impl Datapath {
                 budgets: [1000; 5],
                 doubt_until_ns: 0,
                 grace_until_ns: 0,
-                padding: [0; 4],
+                epoch: 0,
+                awaited: 0,
+                left: 0,
+                flags: 0,
             },
         );
         let (echo_ns, echo_sent_ns) = (now_ns - 2_000_000, now_ns - 2_100_000);

@@ -186,7 +186,10 @@ impl Tandem {
             doubt_until_ns: 0,
             grace_until_ns: 0,
             budgets: [u32::MAX; BUDGET_CLASSES],
-            padding: [0; 4],
+            epoch: 0,
+            awaited: 0,
+            left: 0,
+            flags: 0,
         };
         self.liveness.set(0, liveness, 0)?;
         self.node.set(0, *node, 0)?;

@@ -8,10 +8,10 @@ use lb_common::{
     target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
 };
 
-use super::*;
+use super::{versions::mixed, *};
 use crate::core::{MapOp, plan};
 
-fn configure(net: &mut Net, id: u8, change: impl Fn(&mut View)) {
+pub(super) fn configure(net: &mut Net, id: u8, change: impl Fn(&mut View)) {
     let host = net.host(id);
     change(&mut host.view);
     host.view.generation += 1;
@@ -19,12 +19,19 @@ fn configure(net: &mut Net, id: u8, change: impl Fn(&mut View)) {
     net.input(id, Input::Configure(Box::new(view)));
 }
 
-fn backends(net: &Net, id: u8) -> BTreeMap<u16, (Address, u8)> {
+/// All members are reloaded.
+pub(super) fn configure_all(net: &mut Net, change: impl Fn(&mut View)) {
+    let ids: Vec<u8> = net.hosts.keys().copied().collect();
+    ids.into_iter().for_each(|id| configure(net, id, &change));
+    net.run(MS);
+}
+
+pub(super) fn backends(net: &Net, id: u8) -> BTreeMap<u16, (Address, u8)> {
     let tables = net.hosts[&id].tables.as_ref().expect("tables");
     tables.backends.iter().map(|(slot, backend)| (*slot, (backend.address, backend.state))).collect()
 }
 
-fn ring(net: &Net, id: u8) -> Vec<u16> {
+pub(super) fn ring(net: &Net, id: u8) -> Vec<u16> {
     let tables = net.hosts[&id].tables.as_ref().expect("tables");
     let service = tables.services[&vip()];
     tables.rings[&service.ring].slots[..RING_SLOTS].to_vec()
@@ -47,7 +54,7 @@ fn the_tables_hold_the_configuration() {
 #[test]
 fn a_draining_backend_keeps_its_slot_and_leaves_the_ring() {
     let mut net = Net::new(2);
-    configure(&mut net, 1, |view| view.services[0].backends[0].drain = true);
+    configure_all(&mut net, |view| view.services[0].backends[0].drain = true);
     assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_DRAINING));
     assert!(ring(&net, 1).iter().all(|&slot| slot == 2));
 }
@@ -57,7 +64,7 @@ fn a_removed_backend_keeps_its_slot_while_a_flow_names_it_and_a_while_longer() {
     let mut net = Net::new(2);
     net.run(100 * S);
     net.begin(1, STATE_RESET);
-    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(2), backend(3)]);
+    configure_all(&mut net, |view| view.services[0].backends = vec![backend(2), backend(3)]);
     assert_eq!(backends(&net, 1)[&1], (server(1), TARGET_REMOVED));
     assert_eq!(backends(&net, 1)[&3], (server(3), TARGET_SERVING), "its slot is not the removed one's");
     assert!(ring(&net, 1).iter().all(|slot| [2, 3].contains(slot)));
@@ -66,7 +73,7 @@ fn a_removed_backend_keeps_its_slot_while_a_flow_names_it_and_a_while_longer() {
     assert!(backends(&net, 1).contains_key(&1), "something on its way may still name it");
     net.run(70 * S);
     assert!(!backends(&net, 1).contains_key(&1));
-    configure(&mut net, 1, |view| view.services[0].backends.push(backend(4)));
+    configure_all(&mut net, |view| view.services[0].backends.push(backend(4)));
     assert_eq!(backends(&net, 1)[&1], (server(4), TARGET_SERVING), "the slot is free again");
 }
 
@@ -154,7 +161,7 @@ fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
     assert_eq!(kinds(plan(&before, &empty)), ["member", "backend", "ring", "service", "node", "filter"]);
     let way_back = ["node", "filter", "-service", "-ring", "-backend", "-member"];
     assert_eq!(kinds(plan(&empty, &before)), way_back);
-    configure(&mut net, 1, |view| view.services[0].backends = vec![backend(1), backend(7)]);
+    configure_all(&mut net, |view| view.services[0].backends = vec![backend(1), backend(7)]);
     let after = net.hosts[&1].tables.clone().expect("tables");
     assert_eq!(kinds(plan(&after, &before)), ["backend", "ring", "-serving"]);
 }
@@ -205,7 +212,7 @@ fn every_members_address_leads_to_it_however_addresses_change_hands() {
 
 #[test]
 fn records_of_an_unknown_backend_are_parked_and_applied_when_it_is_configured() {
-    let mut net = Net::new(2);
+    let mut net = mixed(1);
     // Member 1 knows only a backend that member 2 does not.
     configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
     net.run(200 * S);
@@ -233,7 +240,7 @@ fn net_owner(net: &Net, client: u16) -> u8 {
 
 #[test]
 fn parked_records_are_bounded_and_counted() {
-    let mut net = Net::new(2);
+    let mut net = mixed(1);
     configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
     net.run(200 * S);
     for client in (0..200).filter(|&c| net_owner(&net, c) == 1).collect::<Vec<_>>() {
@@ -247,7 +254,7 @@ fn parked_records_are_bounded_and_counted() {
 
 /// Two members; the second has parked four flows of the first.
 fn with_parked(state: u8) -> Net {
-    let mut net = Net::new(2);
+    let mut net = mixed(1);
     configure(&mut net, 1, |view| view.services[0].backends = vec![backend(3)]);
     net.run(200 * S);
     let clients: Vec<u16> = (0..100).filter(|&c| net_owner(&net, c) == 1).take(4).collect();

@@ -6,7 +6,7 @@ use super::{wire::golden, *};
 use crate::core::wire::{Decoder, Frame, VERSION};
 
 /// Two members that are running, of which the second speaks `version` and no later one.
-fn mixed(version: u8) -> Net {
+pub(super) fn mixed(version: u8) -> Net {
     let mut net = Net::idle();
     for id in 1..=2 {
         net.add(view(id, 2));

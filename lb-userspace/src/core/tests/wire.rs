@@ -7,7 +7,7 @@ use super::*;
 use crate::core::{
     digests::BUCKETS,
     records::{BackendRegister, Lifecycle, OwnersRegister, Record},
-    wire::{Decoder, Frame, Hello, Item, PAYLOAD_MAX, RECORD_V4, RECORD_V6, VERSION, WireError},
+    wire::{Decoder, Epoch, Frame, Hello, Item, PAYLOAD_MAX, RECORD_V4, RECORD_V6, Standing, VERSION, WireError},
 };
 
 fn item() -> Item {
@@ -66,6 +66,9 @@ fn decode(bytes: &[u8]) -> Result<Option<Frame>, WireError> {
     decoder.next_frame(VERSION)
 }
 
+const EPOCH: Epoch = Epoch { number: 3, hash: 0x1122_3344_5566_7788 };
+const NEXT: Epoch = Epoch { number: 4, hash: 0x99aa_bbcc_ddee_ff00 };
+
 /// The frames that the golden files hold, by their names there.
 fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
     let common = [
@@ -80,6 +83,7 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
     let of_its_own = match version {
         1 => vec![],
         _ => vec![
+            ("epoch", Frame::Epoch(Standing { in_force: EPOCH, in_hand: NEXT.hash, next: NEXT })),
             ("digests", Frame::Digests(vec![0x0102_0304_0506_0708; BUCKETS])),
             ("acknowledgement", Frame::Acknowledgement { deltas: 258 }),
             ("bucket", Frame::Bucket { bucket: 0x0abc, is_last: true, items: vec![item()] }),

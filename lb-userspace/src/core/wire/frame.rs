@@ -1,8 +1,8 @@
 //! Frames: what they are, and where they begin and end in a stream.
 
 use super::{
-    ACKNOWLEDGEMENT, BUCKET, DELTA, DIGESTS, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH,
-    PAYLOAD_MAX, Reader, SNAPSHOT, SNAPSHOT_END, WireError, begin, digests, end,
+    ACKNOWLEDGEMENT, BUCKET, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH,
+    PAYLOAD_MAX, Reader, SNAPSHOT, SNAPSHOT_END, Standing, WireError, begin, digests, end,
     record::{Batch, Item, items},
     since,
 };
@@ -42,6 +42,8 @@ pub enum Frame {
         /// Some of them.
         items: Vec<Item>,
     },
+    /// How the sender stands in the matter of epochs.
+    Epoch(Standing),
 }
 
 /// Finds frames in a stream that comes in pieces.
@@ -99,6 +101,7 @@ impl Frame {
                 let batch = Batch::bucket(version, *bucket).with(items);
                 if *is_last { batch.finish_bucket() } else { batch.finish() }
             }
+            Self::Epoch(standing) => standing.encode(version),
             Self::Keepalive | Self::Goodbye => end(begin(version, self.kind())),
         }
     }
@@ -114,6 +117,7 @@ impl Frame {
             Self::Digests(_) => DIGESTS,
             Self::Acknowledgement { .. } => ACKNOWLEDGEMENT,
             Self::Bucket { .. } => BUCKET,
+            Self::Epoch(_) => EPOCH,
         }
     }
 }
@@ -152,6 +156,7 @@ fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
             }
             Frame::Bucket { bucket, is_last: last == 1, items: items(&mut reader)? }
         }
+        EPOCH => Frame::Epoch(Standing::decode(&mut reader)?),
         other => return Err(WireError::Type(other)),
     };
     if reader.bytes.is_empty() { Ok(frame) } else { Err(WireError::LeftOver(reader.what)) }

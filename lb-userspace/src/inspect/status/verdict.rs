@@ -65,7 +65,14 @@ fn agent(status: &Status) -> Option<Problem> {
     match (status.agent.alive, status.agent.dead_for_ms) {
         (true, _) => {
             let this = status.members.iter().find(|member| member.this)?;
-            (!this.eligible).then(|| degraded("this member is not ready: it owns no new flows"))
+            let why = if status.drain.is_some() {
+                "this member is draining"
+            } else if status.epoch.behind {
+                "this member does not have the cluster's servers in its configuration, or hears of no epoch"
+            } else {
+                "this member is not ready"
+            };
+            (!this.eligible).then(|| degraded(format!("{why}: it owns no new flows")))
         }
         (false, Some(ms)) => Some(degraded(format!("the agent has been dead for {}: {effect}", duration(ms)))),
         (false, None) => Some(degraded(format!("the agent has never vouched for this datapath: {effect}"))),
@@ -88,6 +95,9 @@ fn peer(member: &MemberStatus, is_agent_alive: bool) -> Option<Problem> {
         }
         _ if member.this => None,
         (true, true) => None,
+        (true, false) if member.says_ready && is_recent(member.probe_age_ms) => Some(degraded(format!(
+            "{name} owns no new flows: it is draining, or does not have the servers of the epoch in force"
+        ))),
         (true, false) => Some(degraded(format!("{name} owns no new flows: its agent is dead or not ready"))),
         (false, _) => {
             let seen = member.seen_by.join(", ");
@@ -97,9 +107,12 @@ fn peer(member: &MemberStatus, is_agent_alive: bool) -> Option<Problem> {
     }
 }
 
+fn is_recent(ms: Option<u64>) -> bool {
+    ms.is_some_and(|ms| ms < RECENT_MS)
+}
+
 /// Probes without echoes point at this host's way out or the peer's driver, not at the peer's death.
 fn silence(member: &MemberStatus) -> String {
-    let is_recent = |ms: Option<u64>| ms.is_some_and(|ms| ms < RECENT_MS);
     match (member.echo_age_ms, member.probe_age_ms) {
         (echo, _) if is_recent(echo) => "its echoes arrive, but it has not been ready since".into(),
         (Some(ms), probe) if is_recent(probe) => {
