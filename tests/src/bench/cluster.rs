@@ -284,6 +284,7 @@ fn view(me: u8) -> View {
         address: mapped([10, 0, 1, id]),
         second_address: None,
         hand_off_source: None,
+        drain: false,
         probe_keys: [[1, 2], [0; 2]],
     };
     let vip = ServiceKey { address: mapped(VIP), port: 80_u16.to_be_bytes(), protocol: TCP, padding: 0 };
@@ -303,6 +304,8 @@ fn view(me: u8) -> View {
         drop_oversized: false,
         delivery_sources: [None; 2],
         timeouts: Timeouts::default(),
+        grace: Duration::from_secs(60),
+        takeover_after: Duration::from_secs(30),
         budgets: [1000; 5],
         services: vec![Service {
             name: "web".into(),

@@ -59,7 +59,8 @@ pub(super) fn of(pins: &Path) -> Result<Model> {
         model.services.iter().filter(|(key, _)| key.protocol != 0).map(|(_, of)| of.ring).collect();
     rings.sort_unstable();
     rings.dedup();
-    for index in rings.into_iter().take(SERVICES) {
+    // Each with the one of before, which the packets of a grace time need.
+    for index in rings.into_iter().take(SERVICES).flat_map(|ring| [ring, maps::PREVIOUS_RINGS + ring]) {
         if let Some(ring) = pinned.ring(index)? {
             model.rings.insert(index, ring.into());
         }
