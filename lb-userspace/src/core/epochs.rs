@@ -299,8 +299,9 @@ impl Core {
             self.slots.begin_grace(now + grace);
         }
         self.report(Event::Epoch { number: next.number, missing: missing.join(", ") });
+        // The rings of before count from when they are there: their time is told first.
+        self.announce(now, true);
         self.apply_services(now);
-        self.announce(now, false);
     }
 
     /// Who may own new flows, as far as epochs go.

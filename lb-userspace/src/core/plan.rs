@@ -174,7 +174,8 @@ pub fn plan(desired: &Tables, installed: &Tables) -> Vec<MapOp> {
     let changed = || desired.backends.iter().filter(|&(slot, backend)| installed.backends.get(slot) != Some(backend));
     let set = |(&slot, &backend): (&u16, &BackendSlot)| MapOp::SetBackend { slot, backend };
     ops.extend(changed().filter(|(slot, backend)| !leaves_service(slot, backend)).map(set));
-    for (&index, ring) in &desired.rings {
+    // From the last to the first: rings of before a change are there before those that take their place.
+    for (&index, ring) in desired.rings.iter().rev() {
         let same = |before: &Arc<Ring>| Arc::ptr_eq(before, ring) || before == ring;
         if !installed.rings.get(&index).is_some_and(same) {
             ops.push(MapOp::SetRing { index, ring: Arc::clone(ring) });

@@ -238,6 +238,9 @@ fn the_ring_of_before_stays_for_the_grace_time_and_so_do_its_slots() {
     let mut net = Net::new(2);
     let before = ring(&net, 1);
     configure_all(&mut net, only_third);
+    net.run(2 * MS);
+    let is_told = |id| servers(&net, id) == [server(3)].into() && net.hosts[&id].liveness.grace_until_ns > net.now;
+    assert!((1..=2).all(is_told), "with the change, not in the next round");
     net.run(30 * S);
     let tables = net.hosts[&1].tables.as_ref().expect("tables");
     let index = tables.services[&vip()].ring;
