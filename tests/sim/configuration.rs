@@ -1,5 +1,7 @@
 //! The cluster's configuration over time: versions that members take over one after the other.
 
+use std::time::Duration;
+
 use lb_common::{
     address::{Address, mapped, unmapped},
     flow::{FlowKeyV4, FlowKeyV6, UDP},
@@ -7,7 +9,7 @@ use lb_common::{
 };
 use lb_userspace::core::{Key, View, view};
 
-use crate::{member::named, time::S, world::World};
+use crate::{member::named, mutation::Mutation, time::S, world::World};
 
 /// Networks (RFC 5737): three bytes of their IPv4 addresses, and of their IPv6 addresses below 2001:db8::/32.
 pub(crate) const VIPS: Network = [203, 0, 113];
@@ -34,6 +36,8 @@ pub(crate) const PORT: [u8; 2] = [0, 80];
 pub(crate) struct Cluster {
     /// Ids of the members.
     pub(crate) members: Vec<u8>,
+    /// Those of them that are draining.
+    pub(crate) drained: Vec<u8>,
     /// The servers; each is a backend of both services.
     pub(crate) backends: Vec<Backend>,
 }
@@ -48,6 +52,11 @@ pub(crate) struct Backend {
 }
 
 impl Cluster {
+    /// Whether there is a member that may own new flows.
+    pub(crate) fn has_owners(&self) -> bool {
+        self.members.iter().any(|id| !self.drained.contains(id))
+    }
+
     /// Whether flows of this server must live.
     pub(crate) fn serves(&self, address: Address) -> bool {
         self.backends.iter().any(|backend| backend.address == address)
@@ -103,9 +112,11 @@ impl World {
             echo: true,
             idle_timeout: None,
         };
+        let is_drained = |id: &u8| cluster.drained.contains(id) && self.mutation != Mutation::DrainsNothing;
+        let takes_over_at_once = self.mutation == Mutation::TakesOverAtOnce;
         Some(View {
             me: member,
-            members: cluster.members.iter().map(|&id| named(member, id)).collect(),
+            members: cluster.members.iter().map(|id| named(member, *id, is_drained(id))).collect(),
             cluster: "sim".into(),
             generation: version as u64 + 1,
             hash: version as u64 + 1,
@@ -119,7 +130,7 @@ impl World {
             delivery_sources: [None; 2],
             timeouts: self.plan.timeouts,
             grace: self.plan.grace,
-            takeover_after: self.plan.takeover_after,
+            takeover_after: if takes_over_at_once { Duration::ZERO } else { self.plan.takeover_after },
             budgets: self.plan.budgets,
             services: vec![service("web", WEB, self.plan.protocol), service("dns", DNS, UDP)],
             limits: self.plan.limits,

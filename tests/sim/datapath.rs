@@ -7,7 +7,7 @@ use std::{
 
 use lb_common::{
     address::{Address, Words, words},
-    flow::{FlowEntry, FlowKey as _, Fragment, Pending},
+    flow::{FlowEntry, FlowKey as _, Fragment, PENDING_SYN, Pending},
     lifecycle::Lifecycle,
     liveness::{Heard, Liveness, PROBE_REQUEST, Probe},
     node::{Budget, NODE_DIRECT},
@@ -212,6 +212,16 @@ impl Datapath {
     /// The backend that `slot` names now.
     pub(crate) fn backend_address(&self, slot: u16) -> Option<Address> {
         self.backends.get(&slot).map(|target| target.address)
+    }
+
+    /// All backends, by slot.
+    pub(crate) fn targets(&self) -> BTreeMap<u16, Target> {
+        self.backends.clone()
+    }
+
+    /// Whether it remembers how a flow began.
+    pub(crate) fn remembers_syn(&self, key: &Key) -> bool {
+        self.pending.borrow().get(key).is_some_and(|pending| pending.kind == PENDING_SYN)
     }
 
     /// Where a flow without an entry goes: the backend in slot `at` of the service's ring.

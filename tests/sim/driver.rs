@@ -112,7 +112,10 @@ impl World {
                 }
                 Output::Close { session } => self.close(session),
                 Output::RaiseIncarnation(incarnation) => self.raise_incarnation(member, incarnation),
-                Output::Report(event) => self.trace(|| format!("member {member}: {event}")),
+                Output::Report(event) => {
+                    self.trace(|| format!("member {member}: {event}"));
+                    self.note_epoch(member, &event);
+                }
                 Output::Stopped => {
                     self.kill_agent(member);
                     return;
@@ -127,6 +130,8 @@ impl World {
         let Some(agent) = &mut host.agent else { return };
         let status = agent.core.status();
         host.overfull += u64::from(status.records >= self.plan.limits.flows);
+        agent.epochs.take(now, &status);
+        agent.draining_since = status.drain.map(|_| agent.draining_since.unwrap_or(now));
         let is_ready = status.ready;
         if is_ready != agent.ready_since.is_some() {
             host.vouched_until = now;
@@ -152,6 +157,7 @@ impl World {
 
     fn set_liveness(&mut self, member: u8, mut liveness: Liveness) {
         let is_eligible = liveness.eligible & bit(member) != 0;
+        self.note_forwarding(member, liveness.forwarding);
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let announces = is_eligible && !host.announced;
         host.announced |= is_eligible;
@@ -159,6 +165,8 @@ impl World {
             Mutation::AllEligible => liveness.eligible = host_mask(host.datapath.as_ref()),
             Mutation::AllForwarding => liveness.forwarding = host_mask(host.datapath.as_ref()),
             Mutation::EternalLease => liveness.lease_until_ns = u64::MAX,
+            Mutation::ForgetsGrace => liveness.grace_until_ns = 0,
+            Mutation::DrainsInWordsOnly => liveness.eligible |= bit(member),
             _ => {}
         }
         if let Some(datapath) = &mut host.datapath {
@@ -181,6 +189,8 @@ impl World {
         let found = match (flows.get(&key), mode) {
             (Some(found), PutMode::Insert) => Some(found),
             (Some(found), PutMode::Amend | PutMode::Restore) => {
+                let keeps = mutation == Mutation::KeepsTerms && member == 1 && wanted.term > found.term;
+                let wanted = FlowEntry { term: if keeps { found.term } else { wanted.term }, ..wanted };
                 let mended = if mode == PutMode::Restore { restore } else { amend }(&found, &wanted);
                 flows.wait_to_write(key, mended);
                 let wait = if self.rng.chance(100) { 50 * MS } else { 200 * US };

@@ -38,6 +38,7 @@ type Table = BTreeMap<Key, Canonical>;
 impl World {
     /// All invariants of the end.
     pub(crate) fn judge_end(&mut self) {
+        self.judge_drained();
         self.judge_masks();
         self.judge_rings();
         self.judge_tables();
@@ -47,15 +48,18 @@ impl World {
     /// Everybody knows that everybody is well.
     fn judge_masks(&mut self) {
         let all = self.hosts.values().filter(|host| host.enlisted).fold(0, |mask, host| mask | bit(host.id));
+        let drained = self.newest().drained.iter().fold(0, |mask, &id| mask | bit(id));
         let mut wrong = None;
         for host in self.hosts.values().filter(|host| host.enlisted) {
             let liveness = host.datapath.as_ref().map(|datapath| datapath.liveness);
             let is_well = liveness.is_some_and(|liveness| {
                 liveness.forwarding | bit(host.id) == all
-                    && liveness.eligible == all
+                    && liveness.eligible == all & !drained
                     && liveness.lease_until_ns >= host.local(self.now)
             });
-            if !is_well || !host.serves() {
+            // Nobody announces a member that starts in order to be drained.
+            let serves = host.serves() || drained & bit(host.id) != 0 && host.up && host.attached;
+            if !is_well || !serves {
                 wrong = Some((host.id, liveness));
             }
         }

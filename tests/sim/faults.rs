@@ -61,9 +61,10 @@ enum Kind {
     RemoveBackend,
     AddMember,
     RemoveMember,
+    DrainMember,
 }
 
-const KINDS: [Kind; 28] = [
+const KINDS: [Kind; 29] = [
     Kind::KillAgent,
     Kind::KillAgent,
     Kind::PauseAgent,
@@ -92,10 +93,11 @@ const KINDS: [Kind; 28] = [
     Kind::RemoveBackend,
     Kind::AddMember,
     Kind::RemoveMember,
+    Kind::DrainMember,
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 50] = [
+pub(crate) const FAULTS: [&str; 58] = [
     "agent killed",
     "agent paused",
     "datapath paused",
@@ -128,6 +130,14 @@ pub(crate) const FAULTS: [&str; 50] = [
     "backend removed",
     "member added",
     "member removed",
+    "member drained",
+    "member no longer drained",
+    "member drained to the end",
+    "epoch began",
+    "epoch began without some",
+    "member behind an epoch",
+    "packet by the servers of before",
+    "owners changed",
     "write between read and write",
     "event lost",
     "insertion into a full table",
@@ -226,6 +236,7 @@ impl World {
             Kind::AddBackend | Kind::DrainBackend | Kind::RemoveBackend => self.change_backends(kind),
             Kind::AddMember => self.add_member(),
             Kind::RemoveMember => self.remove_member(member),
+            Kind::DrainMember => self.drain_member(member),
         }
     }
 
@@ -325,8 +336,12 @@ impl World {
         if cluster.members.len() <= 2 {
             return;
         }
-        self.stats.count("member removed");
         cluster.members.retain(|&id| id != member);
+        cluster.drained.retain(|&id| id != member);
+        if !cluster.has_owners() {
+            return;
+        }
+        self.stats.count("member removed");
         if let Some(host) = self.hosts.get_mut(&member) {
             host.enlisted = false;
             host.announced = false;
@@ -334,6 +349,22 @@ impl World {
         self.route(member, false);
         self.agenda.plan(self.now + 50 * MS, Happening::Fault(Fault::Stop(member)));
         self.agenda.plan(self.now + 300 * MS, Happening::Fault(Fault::SwitchOff(member)));
+        self.reconfigure(cluster);
+    }
+
+    /// A member is to give its flows away, or not any more.
+    fn drain_member(&mut self, member: u8) {
+        let mut cluster = self.newest().clone();
+        let is_drained = cluster.drained.contains(&member);
+        if is_drained {
+            cluster.drained.retain(|&id| id != member);
+        } else {
+            cluster.drained.push(member);
+        }
+        if !cluster.has_owners() {
+            return;
+        }
+        self.stats.count(if is_drained { "member no longer drained" } else { "member drained" });
         self.reconfigure(cluster);
     }
 
@@ -369,7 +400,7 @@ impl World {
         }
     }
 
-    fn newest(&self) -> &Cluster {
+    pub(crate) fn newest(&self) -> &Cluster {
         &self.configs[self.configs.len() - 1]
     }
 

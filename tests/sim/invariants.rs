@@ -11,6 +11,7 @@ use lb_userspace::core::Key;
 
 use crate::{
     agenda::flow_name,
+    client::Client,
     datapath::Way,
     member::Host,
     oracle::is_recorded,
@@ -20,7 +21,7 @@ use crate::{
 };
 
 /// How long a record, a link or a promise must have been there before others must act on it.
-const SETTLED: Ns = 1500 * MS;
+pub(crate) const SETTLED: Ns = 1500 * MS;
 /// How long a member may take to notice that it, or a peer, is out.
 const GRACE: Ns = S;
 
@@ -51,12 +52,20 @@ pub(crate) enum Invariant {
     ReadyOwnsNew,
     /// Nothing is handed to a member that has been unreachable for long.
     NoBlackHole,
+    /// Members that own new flows place them alike, but for the moment of a change.
+    OneEpoch,
+    /// For some time after a change an unknown flow that goes on follows the servers of before.
+    GraceTime,
+    /// A flow's owners change only when one of them is gone.
+    OwnersStay,
     /// Memory is bounded.
     Bounded,
     /// Once all is mended: tables are equal.
     Convergence,
     /// Once all is mended: everybody knows that everybody is well.
     AllWell,
+    /// Once all is mended: a member that gives its flows away has none, and says so.
+    Drained,
     /// Once all is mended: every connection gets answers.
     Progress,
 }
@@ -64,7 +73,7 @@ pub(crate) enum Invariant {
 impl Invariant {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 17] = [
         Self::OneHandOff,
         Self::ProtectedFlow,
         Self::NoEviction,
@@ -74,9 +83,13 @@ impl Invariant {
         Self::NoEarlyExpiry,
         Self::ReadyOwnsNew,
         Self::NoBlackHole,
+        Self::OneEpoch,
+        Self::GraceTime,
+        Self::OwnersStay,
         Self::Bounded,
         Self::Convergence,
         Self::AllWell,
+        Self::Drained,
         Self::Progress,
     ];
 }
@@ -121,14 +134,20 @@ impl World {
             self.judge_newcomer(delivery);
         }
         let now = self.now;
-        let Some(client) = self.clients.get_mut(&segment.conn).filter(|client| client.is_live()) else { return };
+        if !self.clients.get(&segment.conn).is_some_and(Client::is_live) {
+            return;
+        }
         let Some(server) = segment.server.filter(|_| segment.role != Role::Syn) else { return };
         if server == *backend {
             // An error is no sign of life.
             if segment.role != Role::Quote {
+                let is_by_before = self.server_before(delivery) == Some(server);
+                self.stats.add("packet by the servers of before", u64::from(is_by_before));
                 // Who delivers without an entry, because there is no room or no budget, keeps nothing of it.
                 let witness = if delivery.after.is_some() { delivery.member } else { 0 };
-                (client.delivered, client.delivered_by) = (now, witness);
+                if let Some(client) = self.clients.get_mut(&segment.conn) {
+                    (client.delivered, client.delivered_by) = (now, witness);
+                }
             }
         } else {
             self.judge_misdelivery(delivery, server);
@@ -170,6 +189,7 @@ impl World {
         });
         let witness = if knows { Some(*member) } else { self.witness(&key, server, *member, segment.receiver) };
         let Some(witness) = witness else {
+            self.judge_grace(delivery, server);
             self.stats.count("wrong server: the flow was unprotected");
             return;
         };
@@ -226,8 +246,10 @@ impl World {
     fn judge_newcomer(&mut self, delivery: &Delivery) {
         let since = self.now.saturating_sub(SETTLED);
         let Some(owner) = self.hosts.get(&delivery.member) else { return };
-        let out_since = owner.vouched_until.max(owner.host_changed);
-        let is_out = owner.agent.as_ref().is_none_or(|agent| agent.ready_since.is_none());
+        let draining_since = owner.agent.as_ref().and_then(|agent| agent.draining_since);
+        let out_since = owner.vouched_until.max(owner.host_changed).max(draining_since.unwrap_or_default());
+        let is_unready = owner.agent.as_ref().is_none_or(|agent| agent.ready_since.is_none());
+        let is_out = is_unready || draining_since.is_some();
         if !is_out || self.now.saturating_sub(out_since) < GRACE {
             return;
         }
@@ -243,14 +265,19 @@ impl World {
             return;
         }
         // A dead agent's masks know nobody who became ready later, nor do those that a new agent has not yet replaced.
-        let masks = owner.datapath.as_ref().map_or(0, |datapath| datapath.liveness.eligible);
-        let may_know = if owner.agent.is_some() && owner.agent_changed <= since { u64::MAX } else { masks };
+        let masks = owner
+            .datapath
+            .as_ref()
+            .map_or((0, 0), |datapath| (datapath.liveness.eligible, datapath.liveness.forwarding));
+        let may_know = if owner.agent.is_some() && owner.agent_changed <= since { u64::MAX } else { masks.0 };
         let fit = self.hosts.values().find(|host| {
             host.id != owner.id
                 && host.serves()
                 && host.host_changed <= since
                 && host.agent_changed <= since
                 && host.ready_since(since)
+                && host.owns_new_since(since)
+                && (is_unready || masks.1 & bit(host.id) != 0)
                 && may_know & bit(host.id) != 0
                 && self.knows_member(owner.id, host.id)
                 && [owner.id, receiver].iter().all(|&id| self.network.worked_since(host.id, id, since))
@@ -259,7 +286,7 @@ impl World {
             let member = owner.id;
             self.violate(Invariant::ReadyOwnsNew, || {
                 format!(
-                    "member {member}, not ready for long, delivers a new flow (received by {receiver}); {fit} is ready"
+                    "member {member}, not ready for long or draining, delivers a new flow (received by {receiver}); {fit} is ready"
                 )
             });
         }

@@ -13,6 +13,7 @@ use crate::{
     agenda::Happening,
     configuration::{Cluster, MEMBERS, address},
     datapath::Datapath,
+    epochs::Epochs,
     time::{MS, Ns, S},
     world::World,
 };
@@ -77,6 +78,10 @@ pub(crate) struct Agent {
     pub(crate) sweep: VecDeque<Key>,
     /// Whether it last said that it may own new flows, and since when it says so.
     pub(crate) ready_since: Option<Ns>,
+    /// Since when it has wanted to give its flows away.
+    pub(crate) draining_since: Option<Ns>,
+    /// What it has made of epochs.
+    pub(crate) epochs: Epochs,
 }
 
 impl Host {
@@ -212,6 +217,8 @@ impl World {
             paused_until: 0,
             sweep: VecDeque::new(),
             ready_since: None,
+            draining_since: None,
+            epochs: Epochs::default(),
         };
         host.agent = Some(agent);
         self.wake_at(member, now);
@@ -301,13 +308,13 @@ pub(crate) fn address_of(member: u8) -> Address {
 }
 
 /// A member as the configuration of `me` names it.
-pub(crate) fn named(me: u8, id: u8) -> core::view::Member {
+pub(crate) fn named(me: u8, id: u8, drain: bool) -> core::view::Member {
     core::view::Member {
         id,
         name: format!("lb{id}"),
         address: address_of(id),
         second_address: None,
-        drain: false,
+        drain,
         hand_off_source: None,
         probe_keys: [pair_key(me, id), [0; 2]],
     }

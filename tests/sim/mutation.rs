@@ -54,4 +54,16 @@ pub(crate) enum Mutation {
     OverlooksMarks,
     /// An ICMP error counts as a packet of the flow that it quotes.
     TakesQuotesForPackets,
+    /// What members say of epochs is lost: each changes its servers by itself, without acknowledgements.
+    LosesStandings,
+    /// After a change of servers unknown flows that go on follow the new ones at once.
+    ForgetsGrace,
+    /// Whoever is silent for a moment loses its flows.
+    TakesOverAtOnce,
+    /// One member's entries get other owners without another term.
+    KeepsTerms,
+    /// Members that are to give their flows away do not.
+    DrainsNothing,
+    /// Members that are to give their flows away go on taking new ones.
+    DrainsInWordsOnly,
 }

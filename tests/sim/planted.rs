@@ -19,7 +19,7 @@ use crate::{
 const SEEDS: u64 = 300;
 
 /// Planted faults, and the invariants of which one must catch each; others may find it as well.
-const PLANTED: [(Mutation, &[Invariant]); 24] = [
+const PLANTED: [(Mutation, &[Invariant]); 30] = [
     (Mutation::HandsOffTunnelPackets, &[OneHandOff]),
     (Mutation::OverlooksMarks, &[OneHandOff]),
     (Mutation::ForgetsPeersRecords, &[Convergence]),
@@ -44,6 +44,12 @@ const PLANTED: [(Mutation, &[Invariant]); 24] = [
     (Mutation::TurnsOneRing, &[Convergence]),
     (Mutation::NeverAnswersProbes, &[AllWell]),
     (Mutation::LosesKnownPackets, &[Progress]),
+    (Mutation::LosesStandings, &[OneEpoch]),
+    (Mutation::ForgetsGrace, &[GraceTime]),
+    (Mutation::TakesOverAtOnce, &[OwnersStay]),
+    (Mutation::KeepsTerms, &[Convergence]),
+    (Mutation::DrainsNothing, &[Drained]),
+    (Mutation::DrainsInWordsOnly, &[ReadyOwnsNew]),
 ];
 
 /// Looks for every planted fault, and tells by which seed and invariant it was caught.

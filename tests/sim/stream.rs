@@ -2,7 +2,10 @@
 
 use std::collections::VecDeque;
 
-use lb_userspace::core::{Input, Session};
+use lb_userspace::core::{
+    Input, Session,
+    wire::{self, Decoder, Frame},
+};
 
 use crate::{
     agenda::Happening,
@@ -91,6 +94,7 @@ impl World {
         let is_lost =
             self.mutation == Mutation::LosesFrames && bytes.len() >= SHORT_FRAME_BYTES && self.rng.chance(200);
         let bound = self.plan.limits.window + SOCKET_BYTES + SHORT_FRAMES_BYTES;
+        let is_lost = is_lost || self.mutation == Mutation::LosesStandings && is_standing(bytes);
         let Some(end) = self.streams.get_mut(&id).map(|stream| &mut stream.ends[side]) else { return };
         if !end.open {
             return;
@@ -251,4 +255,11 @@ impl World {
 /// The stream of a session, and which end of it.
 fn place(session: Session) -> (u64, usize) {
     (session.0 / 2, (session.0 % 2) as usize)
+}
+
+/// Whether a frame tells of epochs.
+fn is_standing(bytes: &[u8]) -> bool {
+    let mut decoder = Decoder::default();
+    decoder.push(bytes);
+    matches!(decoder.next_frame(wire::VERSION), Ok(Some(Frame::Epoch(_))))
 }

@@ -1,9 +1,9 @@
 //! The simulated world: its state, and the loop that makes things happen in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::address::Address;
-use lb_userspace::core::wire;
+use lb_userspace::core::{Key, wire};
 
 use crate::{
     agenda::{Agenda, Happening},
@@ -16,6 +16,7 @@ use crate::{
     mutation::Mutation,
     network::Network,
     oracle::Oracle,
+    owners::Owned,
     plan::{Plan, Scale},
     rng::Rng,
     router::Router,
@@ -61,6 +62,14 @@ pub(crate) struct World {
     pub(crate) configs: Vec<Cluster>,
     /// Who knew what since when.
     pub(crate) oracle: Oracle,
+    /// Members that place new flows differently, and since when.
+    pub(crate) differing: BTreeMap<(u8, u8), Ns>,
+    /// Members whose datapath does not answer the first of a pair, and since when.
+    pub(crate) missed: BTreeMap<(u8, u8), Ns>,
+    /// When a member was last heard again that was missed for so long that others may have its flows.
+    pub(crate) returned: BTreeMap<u8, Ns>,
+    /// Whose every flow is: all that is said of it.
+    pub(crate) owned: BTreeMap<Key, BTreeSet<Owned>>,
     /// How often what happened.
     pub(crate) stats: Statistics,
     /// Nothing breaks any more.
@@ -140,8 +149,12 @@ impl World {
             router: Router::default(),
             clients: BTreeMap::new(),
             servers: BTreeMap::new(),
-            configs: vec![Cluster { members, backends }],
+            configs: vec![Cluster { members, drained: Vec::new(), backends }],
             oracle: Oracle::default(),
+            differing: BTreeMap::new(),
+            missed: BTreeMap::new(),
+            returned: BTreeMap::new(),
+            owned: BTreeMap::new(),
             stats: Statistics::default(),
             calm: false,
             silent: false,
@@ -197,6 +210,8 @@ impl World {
             Happening::Route { member, usable } => self.route(member, usable),
             Happening::Inspect => {
                 self.inspect();
+                self.inspect_epochs();
+                self.inspect_owners();
                 self.agenda.plan(self.now + INSPECTION, Happening::Inspect);
             }
         }
