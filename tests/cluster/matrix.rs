@@ -3,6 +3,8 @@
 //! `docs/test-matrix.md` says which row is tested where. After each fault that heals, all tables are the same.
 
 mod changes;
+mod installation;
+mod malice;
 mod network;
 mod nodes;
 mod state;

@@ -62,6 +62,11 @@ impl Member {
         key.map(|key| key.public().to_string()).map_err(|error| anyhow!("the key of {} {error}", self.name()))
     }
 
+    /// What its agent reads.
+    pub fn config(&self) -> &Path {
+        &self.config
+    }
+
     /// Where its agent keeps its state.
     pub fn state(&self) -> &Path {
         &self.state

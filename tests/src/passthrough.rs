@@ -10,7 +10,11 @@ use std::{
     ffi::{CString, c_long},
     fs::File,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::ffi::OsStrExt as _,
+    },
+    path::Path,
     thread,
 };
 
@@ -20,6 +24,7 @@ use crate::netns::Namespace;
 
 /// Commands and values of linux/bpf.h and linux/if_link.h.
 const BPF_PROG_LOAD: c_long = 5;
+const BPF_OBJ_PIN: c_long = 6;
 const BPF_LINK_CREATE: c_long = 28;
 const BPF_PROG_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
@@ -53,6 +58,14 @@ struct LinkCreate {
     target_ifindex: u32,
     attach_type: u32,
     flags: u32,
+}
+
+/// The first fields of `union bpf_attr` for BPF_OBJ_PIN.
+#[repr(C)]
+struct ObjPin {
+    pathname: u64,
+    bpf_fd: u32,
+    file_flags: u32,
 }
 
 /// Attaches the program to `interface` in `namespace`, for as long as the answer is kept.
@@ -92,7 +105,8 @@ pub fn attach_idle(program: BorrowedFd<'_>) -> Result<Idle> {
     idle.map_err(|_panic| anyhow!("the thread panicked"))?.context("cannot attach XDP in a new namespace")
 }
 
-fn load() -> io::Result<OwnedFd> {
+/// Loads the program that passes everything; not for `BPF_XDP`, but for no kind of attachment in particular.
+pub fn load() -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let load = ProgLoad {
         prog_type: BPF_PROG_TYPE_XDP,
@@ -105,6 +119,14 @@ fn load() -> io::Result<OwnedFd> {
     };
     // SAFETY: the pointers in the attributes are to constants.
     unsafe { bpf(BPF_PROG_LOAD, &load) }
+}
+
+/// Pins a link or a program at `path`, which must be in a bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let attributes = ObjPin { pathname: path.as_ptr() as u64, bpf_fd: object.as_raw_fd() as u32, file_flags: 0 };
+    // SAFETY: the kernel reads the path, a string with a terminating zero that lives through the call.
+    unsafe { call(BPF_OBJ_PIN, &attributes) }.map(drop)
 }
 
 fn attach_here(interface: &str, program: BorrowedFd<'_>) -> io::Result<OwnedFd> {
@@ -129,11 +151,16 @@ fn create_link(program: BorrowedFd<'_>, interface: u32, flags: u32) -> io::Resul
 /// # Safety
 /// `T` is what the command expects, its pointers are valid, and the command answers with a descriptor.
 unsafe fn bpf<T>(command: c_long, attributes: &T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise.
+    let descriptor = unsafe { call(command, attributes) }?;
+    // SAFETY: the call answered with a descriptor that nobody else has.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// # Safety
+/// `T` is what the command expects, and its pointers are valid.
+unsafe fn call<T>(command: c_long, attributes: &T) -> io::Result<i32> {
     // SAFETY: the kernel reads `size_of::<T>()` bytes of a live reference; the rest is the caller's promise.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_ref(attributes), size_of::<T>()) };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call answered with a descriptor that nobody else has.
-    Ok(unsafe { OwnedFd::from_raw_fd(result as i32) })
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }

@@ -8,6 +8,7 @@ pub mod caller;
 mod connection;
 pub mod datagrams;
 pub mod flood;
+pub mod half_closed;
 pub mod load;
 pub mod record;
 pub mod service;

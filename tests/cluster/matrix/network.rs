@@ -1,6 +1,9 @@
 //! B: faults of the network between members. Clients and servers are reached all the while.
 
+use std::time::Duration;
+
 use lb_common::rank::bit;
+use tests::{cluster::READY_LIMIT, interrupt, member};
 
 use super::Scene;
 
@@ -45,6 +48,43 @@ fn b14_one_member_hears_another_that_does_not_hear_it() {
     let scene = Scene::of_long_ones(3);
     let rules = lost(&scene, &[1], &[2]);
     survives(scene, &rules, 3000);
+}
+
+/// Who does not hear whom is told by the two of them to everybody, in their probes.
+#[test]
+fn b14_status_says_which_link_carries_one_direction_only() {
+    let scene = Scene::of_long_ones(3);
+    scene.cluster.topology.disturb(&lost(&scene, &[1], &[2])).unwrap();
+    let says = |of: u8, about: u8, field: &str| {
+        let members = status(&scene, of)["members"].take();
+        members[usize::from(about) - 1][field].clone()
+    };
+    let lists = |of: u8, about: u8| -> Vec<String> { serde_json::from_value(says(of, about, "not_seen_by")).unwrap() };
+    // The echoes of 2's probes go the way that is broken, too.
+    let is_told = || lists(3, 1) == ["lb2"] && lists(3, 2) == ["lb1"] && lists(3, 3).is_empty();
+    assert!(interrupt::wait_until(READY_LIMIT, Duration::from_millis(100), is_told).unwrap(), "{}", status(&scene, 3));
+    assert_eq!((says(1, 2, "forwarding"), says(2, 1, "forwarding")), (false.into(), false.into()));
+    assert_eq!((says(3, 1, "forwarding"), says(3, 2, "forwarding")), (true.into(), true.into()));
+    let problems = |of| status(&scene, of)["problems"].to_string();
+    assert!(problems(3).contains("is not seen by lb2, and is from here"), "{}", problems(3));
+    let one_way = "while its probes arrive: the link carries one direction only";
+    let is_clear = || problems(1).contains(one_way) && problems(2).contains("lb1 is not forwarding: last echo");
+    let is_clear = interrupt::wait_until(READY_LIMIT, Duration::from_millis(100), is_clear).unwrap();
+    assert!(is_clear && !problems(2).contains(one_way), "{} {}", problems(1), problems(2));
+    assert!(problems(2).contains("lb3 can see it"), "{}", problems(2));
+    scene.cluster.topology.disturb(&[]).unwrap();
+    let is_whole = || (1..=3).all(|about| lists(3, about).is_empty());
+    assert!(interrupt::wait_until(READY_LIMIT, Duration::from_millis(100), is_whole).unwrap());
+    scene.nothing_broke();
+}
+
+/// `tandem status -o json` on a member's host.
+fn status(scene: &Scene, id: u8) -> serde_json::Value {
+    let member = &scene.cluster.members[usize::from(id) - 1];
+    let mut command = member.host.namespace.command(member::binary().unwrap());
+    let command = command.args(["status", "-o", "json", "--pin-dir"]).arg(member.pins());
+    let said = command.arg("--config").arg(member.config()).output().unwrap();
+    serde_json::from_slice(&said.stdout).unwrap_or_else(|_| panic!("{said:?}"))
 }
 
 #[test]

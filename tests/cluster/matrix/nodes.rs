@@ -1,6 +1,11 @@
 //! A: faults of members.
 
-use std::{thread, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+    time::Duration,
+};
 
 use lb_common::flow::FlowKeyV4;
 use tests::{
@@ -143,6 +148,70 @@ fn a9_all_agents_restart_at_once() {
     (1..=3).for_each(|id| scene.ready(id));
     scene.pause(1000);
     scene.nothing_broke();
+}
+
+/// The router loses the way at once, and gets it back; neighbours are forgotten each time.
+#[test]
+fn a10_a_members_link_goes_down_and_up_ten_times_a_second() {
+    let mut scene = Scene::of_long_ones(3);
+    let host = scene.cluster.members[1].host.clone();
+    for _ in 0..30 {
+        scene.cluster.topology.cut_link(&host).unwrap();
+        scene.pause(50);
+        scene.cluster.topology.restore_link(&host).unwrap();
+        scene.cluster.announce(2).unwrap();
+        scene.pause(50);
+    }
+    scene.ready(2);
+    scene.tables_agree();
+    scene.nothing_broke();
+}
+
+/// The kernel ends it wherever it needs a page.
+#[test]
+fn a12_an_agent_runs_out_of_memory() {
+    let mut scene = Scene::of(3);
+    let group = MemoryGroup::new(scene.cluster.members[1].name());
+    let pid = scene.cluster.members[1].pid().unwrap();
+    group.squeeze(pid);
+    // For what it is told now it needs memory.
+    population::fill(&scene.cluster.members[0], 100_000).unwrap();
+    let is_dead = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    assert!(interrupt::wait_until(READY_LIMIT, Duration::from_millis(5), is_dead).unwrap(), "it lives on");
+    scene.cluster.member(2).unwrap().kill().unwrap();
+    scene.pause(2000);
+    scene.cluster.member(2).unwrap().start().unwrap();
+    scene.ready(2);
+    scene.nothing_broke();
+}
+
+/// A control group of version 1 or 2 with a bound for memory; goes when it is dropped.
+struct MemoryGroup(PathBuf);
+
+impl MemoryGroup {
+    fn new(name: &str) -> Self {
+        let root = Path::new("/sys/fs/cgroup");
+        let parent = if root.join("memory").is_dir() { root.join("memory") } else { root.to_owned() };
+        let path = parent.join(format!("tandem-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    /// Leaves the process little more than it has.
+    fn squeeze(&self, pid: u32) {
+        let limit = ["memory.limit_in_bytes", "memory.max"].map(|file| self.0.join(file));
+        let limit = limit.iter().find(|file| file.exists()).expect("a memory controller");
+        fs::write(limit, (1 << 20).to_string()).unwrap();
+        fs::write(self.0.join("cgroup.procs"), pid.to_string()).unwrap();
+    }
+}
+
+impl Drop for MemoryGroup {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("{}: {error}", self.0.display());
+        }
+    }
 }
 
 #[test]
