@@ -56,7 +56,11 @@ impl Layout {
 pub static CURRENT: Layout = Layout::of::<FlowEntry>("this version's", SCHEMA);
 
 /// Those that are read and not written.
-pub static OLDER: [Layout; 1] = [Layout::of::<revision_2::FlowEntry>("revision 2", 0x8b1c_e31d_3205_fca3)];
+pub static OLDER: [Layout; 2] = [
+    Layout::of::<revision_2::FlowEntry>("revision 2", 0x8b1c_e31d_3205_fca3),
+    // Probes are signed; the entry is the same.
+    Layout::of::<revision_2::FlowEntry>("revision 3", 0x4d2e_18cd_d8a2_01aa),
+];
 
 /// Probes were not signed yet.
 mod revision_2 {
