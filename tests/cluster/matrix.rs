@@ -3,6 +3,7 @@
 //! `docs/test-matrix.md` says which row is tested where. After each fault that heals, all tables are the same.
 
 mod changes;
+mod epochs;
 mod installation;
 mod malice;
 mod network;
@@ -18,6 +19,7 @@ use std::{
 use lb_common::flow::{FlowEntry, FlowKey as _, FlowKeyV4};
 use tests::{
     cluster::{Cluster, READY_LIMIT},
+    config::Config,
     interrupt,
     member::Member,
     tables::Tables,
@@ -50,7 +52,11 @@ impl Scene {
     }
 
     fn with(balancers: u8, plan: Plan) -> Self {
-        let cluster = crate::cluster(balancers);
+        Self::tuned(balancers, plan, |_| ())
+    }
+
+    fn tuned(balancers: u8, plan: Plan, tune: impl FnOnce(&mut Config)) -> Self {
+        let cluster = crate::started(balancers, tune);
         let load = Load::start(&cluster.topology.client, plan).unwrap();
         load.wait_open(OPEN_LIMIT).unwrap();
         // Past plausibility, and told to everybody.

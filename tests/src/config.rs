@@ -22,6 +22,8 @@ pub struct Config {
     pub replicate: &'static str,
     /// `cluster.timeouts`, if not the default.
     pub timeouts: Option<&'static str>,
+    /// `cluster.takeover_after`, if not the default.
+    pub takeover_after: Option<&'static str>,
     /// `cluster.probe`: milliseconds between probes, and how many may be missed.
     pub probe: (u32, u32),
     /// `node.interfaces`.
@@ -53,6 +55,8 @@ pub struct Member {
     pub second_address: Option<IpAddr>,
     /// Its public keys; the one that its agent has is among them.
     pub public_keys: Vec<String>,
+    /// Whether it gives its flows to others.
+    pub drain: bool,
 }
 
 /// A service.
@@ -88,6 +92,7 @@ impl Config {
             handoff: "owner",
             replicate: "plausible",
             timeouts: None,
+            takeover_after: None,
             probe: (20, 5),
             interfaces: vec![INTERFACE],
             on_stop: None,
@@ -105,7 +110,7 @@ impl Config {
         let second_address = (self.behind != self.underlay).then(|| host.address_of(self.behind));
         let address = host.address_of(self.underlay);
         let public_keys = vec![public_key];
-        self.members.push(Member { id, name: host.name.clone(), address, second_address, public_keys });
+        self.members.push(Member { id, name: host.name.clone(), address, second_address, public_keys, drain: false });
     }
 
     /// Has the lab's service answer on its IPv6 address too.
@@ -156,11 +161,17 @@ impl Config {
         if let Some(timeouts) = self.timeouts {
             writeln!(out, "timeouts = {timeouts}")?;
         }
-        for Member { id, name, address, second_address, public_keys } in &self.members {
+        if let Some(after) = self.takeover_after {
+            writeln!(out, "takeover_after = \"{after}\"")?;
+        }
+        for Member { id, name, address, second_address, public_keys, drain } in &self.members {
             writeln!(out, "\n[[cluster.member]]\nid = {id}\nname = \"{name}\"\naddress = \"{address}\"")?;
             writeln!(out, "public_key = {public_keys:?}")?;
             if let Some(address) = second_address {
                 writeln!(out, "second_address = \"{address}\"")?;
+            }
+            if *drain {
+                writeln!(out, "drain = true")?;
             }
         }
         writeln!(out, "\n[node]\ninterfaces = {:?}", self.interfaces)?;
@@ -200,7 +211,7 @@ mod tests {
     fn member(id: u8) -> Member {
         let address = Ipv4Addr::new(10, 0, 1, 10 + id).into();
         let public_keys = vec![MemberKey::from_seed(&[id; 32]).public().to_string()];
-        Member { id, name: format!("lb{id}"), address, second_address: None, public_keys }
+        Member { id, name: format!("lb{id}"), address, second_address: None, public_keys, drain: false }
     }
 
     fn key_file() -> PathBuf {
@@ -214,6 +225,8 @@ mod tests {
     fn what_is_written_is_what_the_agent_reads() {
         let mut config = Config::new(key_file());
         config.members = vec![member(1), member(2), member(3)];
+        config.members[2].drain = true;
+        config.takeover_after = Some("5s");
         for last in 11..=13 {
             let (name, address) = (format!("web-{last}"), Ipv4Addr::new(10, 0, 2, last).into());
             config.services[0].backends.push(Backend { name, address, drain: false });
@@ -227,7 +240,8 @@ mod tests {
             lb_userspace::config::Config::parse(&config.render(), Path::new("lab.toml"), &host).unwrap()
         };
         let all = read(&config, "lb2");
-        assert_eq!(all.cluster.members.len(), 3);
+        assert_eq!(all.cluster.members.iter().map(|member| member.drain).collect::<Vec<_>>(), [false, false, true]);
+        assert_eq!(all.cluster.takeover_after, std::time::Duration::from_secs(5));
         assert_eq!(all.this_member().address.to_string(), member(2).address.to_string());
         assert_eq!(all.node.flows_max, 1 << 17);
         assert_eq!(all.services[0].vips.len(), 2);
