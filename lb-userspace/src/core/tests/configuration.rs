@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use lb_common::{
     flow::{STATE_CLOSING, STATE_RESET},
+    maps::PREVIOUS_RINGS,
     ring::RING_SLOTS,
     target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
 };
@@ -145,6 +146,7 @@ fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
         MapOp::SetBackend { backend, .. } if backend.state == TARGET_SERVING => "backend",
         MapOp::SetBackend { .. } => "-serving",
         MapOp::ClearBackend { .. } => "-backend",
+        MapOp::SetRing { index, .. } if *index >= PREVIOUS_RINGS => "ring of before",
         MapOp::SetRing { .. } => "ring",
         MapOp::ClearRing { .. } => "-ring",
         MapOp::SetService { .. } => "service",
@@ -163,7 +165,7 @@ fn a_plan_writes_what_is_pointed_to_first_and_removes_it_last() {
     assert_eq!(kinds(plan(&empty, &before)), way_back);
     configure_all(&mut net, |view| view.services[0].backends = vec![backend(1), backend(7)]);
     let after = net.hosts[&1].tables.clone().expect("tables");
-    assert_eq!(kinds(plan(&after, &before)), ["backend", "ring", "-serving"]);
+    assert_eq!(kinds(plan(&after, &before)), ["backend", "ring of before", "ring", "-serving"]);
 }
 
 /// What `members` and `peers` hold after a plan was carried out in its order, as `MapOp` says.
