@@ -288,20 +288,21 @@ impl Core {
             return;
         }
         let missing: Vec<String> = voters.iter().filter(|voter| waits(voter)).map(|v| self.label(v.id)).collect();
-        let was_in_force = self.epochs.in_force.number != 0;
+        let grace = nanos(self.view.grace);
+        if self.epochs.in_force.number != 0 && grace > 0 {
+            self.epochs.grace_until = now + grace;
+            self.slots.begin_grace(now + grace);
+            // Told before the rings change: those of before count from when they are there.
+            self.announce(now, true);
+        }
         self.epochs.services = std::mem::take(&mut self.epochs.next_services);
         (self.epochs.in_force, self.epochs.next) = (next, Epoch::default());
         self.epochs.hasty_until = now + nanos(AFTERMATH);
         self.epochs.is_pending = self.epochs.in_hand != next.hash;
-        let grace = nanos(self.view.grace);
-        if was_in_force && grace > 0 {
-            self.epochs.grace_until = now + grace;
-            self.slots.begin_grace(now + grace);
-        }
         self.report(Event::Epoch { number: next.number, missing: missing.join(", ") });
-        // The rings of before count from when they are there: their time is told first.
-        self.announce(now, true);
         self.apply_services(now);
+        // Whoever reads the epoch's number finds its rings.
+        self.announce(now, true);
     }
 
     /// Who may own new flows, as far as epochs go.

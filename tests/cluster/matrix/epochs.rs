@@ -94,7 +94,7 @@ fn c26_a_server_joins_and_one_is_drained_while_members_reload_one_after_the_othe
         caller.ask().unwrap();
         found.push(caller.server());
     }
-    assert!(!found.contains(&drained), "a new connection went to the drained server");
+    assert!(!found.contains(&drained), "a new connection went to the drained server: {found:?}");
     assert!(found.contains(&4), "no new connection went to the server that joined");
     scene.nothing_broke();
 }
