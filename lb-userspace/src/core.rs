@@ -22,6 +22,7 @@ use zerocopy::FromZeros;
 
 mod acknowledging;
 pub mod admission;
+mod authority;
 mod configuring;
 pub mod digests;
 pub mod epochs;
@@ -63,6 +64,7 @@ use self::{
     takeover::Takeover,
 };
 pub use self::{
+    authority::Absurdity,
     event::{CloseReason, Event, Level},
     key::Key,
     plan::{BackendSlot, MapOp, Tables, plan},
@@ -409,11 +411,13 @@ impl Core {
             ready: self.watch.is_ready(id),
             incarnation: self.watch.incarnation(id),
             connected: link.is_some(),
+            complaint: peer.complaint,
             snapshot_sent: link.is_some_and(|link| link.cursor.is_none()),
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
             agrees: link.is_some_and(|link| link.comparison.knows_all()),
             queued: link.map_or(0, |link| link.urgent.len() + link.lazy.len()),
+            overflows: peer.overflows,
             outstanding: link.filter(|link| link.acknowledges()).map_or(0, |link| link.acknowledgements.outstanding()),
         }
     }

@@ -45,6 +45,7 @@ impl World {
         let at = self.now + self.rng.below(2 * self.plan.attack_gap);
         self.agenda.plan(at, Happening::Attack);
         self.lie_about_a_member();
+        self.betray();
         match self.rng.below(6) {
             0 => self.quote(),
             1 | 2 => self.flood(),

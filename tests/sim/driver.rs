@@ -10,8 +10,10 @@ use lb_userspace::core::{
 
 use crate::{
     agenda::Happening,
+    invariants::Invariant,
     mutation::Mutation,
     time::{MS, Ns, US},
+    traitor::is_forged,
     world::World,
 };
 
@@ -181,6 +183,9 @@ impl World {
     }
 
     fn put_flow(&mut self, member: u8, run: u64, key: Key, wanted: FlowEntry, mode: PutMode) {
+        if is_forged(wanted.term) {
+            self.violate(Invariant::NoForgery, || format!("member {member} believes {wanted:?}"));
+        }
         let mutation = self.mutation;
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let Some(datapath) = &host.datapath else { return };

@@ -97,7 +97,7 @@ const KINDS: [Kind; 29] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 58] = [
+pub(crate) const FAULTS: [&str; 59] = [
     "agent killed",
     "agent paused",
     "datapath paused",
@@ -148,6 +148,7 @@ pub(crate) const FAULTS: [&str; 58] = [
     "probe replayed",
     "probe reflected",
     "probe forged",
+    "record forged",
     "newcomer of a flood",
     "ICMP error",
     "datagram in fragments",

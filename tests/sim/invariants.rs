@@ -60,6 +60,8 @@ pub(crate) enum Invariant {
     OwnersStay,
     /// Memory is bounded.
     Bounded,
+    /// No member believes a record that its teller cannot have.
+    NoForgery,
     /// Once all is mended: tables are equal.
     Convergence,
     /// Once all is mended: everybody knows that everybody is well.
@@ -73,7 +75,7 @@ pub(crate) enum Invariant {
 impl Invariant {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 17] = [
+    pub(crate) const ALL: [Self; 18] = [
         Self::OneHandOff,
         Self::ProtectedFlow,
         Self::NoEviction,
@@ -87,6 +89,7 @@ impl Invariant {
         Self::GraceTime,
         Self::OwnersStay,
         Self::Bounded,
+        Self::NoForgery,
         Self::Convergence,
         Self::AllWell,
         Self::Drained,

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 12] = [
+const KEPT: [(Scale, u64, &str); 13] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -23,6 +23,7 @@ const KEPT: [(Scale, u64, &str); 12] = [
     (Small, 591, "a member that became ready while a peer greeted it waited for ever"),
     (Small, 1022, "a record told in a member's last moments, and a second failure"),
     (Small, 2037, "what two records made together was told to the sender only"),
+    (Small, 20333, "a queue that overflowed while a new session's digests left ended that session, again and again"),
 ];
 
 #[test]

@@ -37,6 +37,7 @@ mod server;
 mod statistics;
 mod stream;
 mod time;
+mod traitor;
 mod world;
 
 use std::{num::NonZero, process::ExitCode, thread};

@@ -50,6 +50,8 @@ pub(crate) enum Mutation {
     ExpiresUnasked,
     /// The sweep does not show that packets have passed.
     HidesTraffic,
+    /// What a member forges in another's name counts as relayed.
+    BelievesForgeries,
     /// A marked packet is handed on.
     OverlooksMarks,
     /// An ICMP error counts as a packet of the flow that it quotes.

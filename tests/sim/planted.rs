@@ -19,7 +19,7 @@ use crate::{
 const SEEDS: u64 = 300;
 
 /// Planted faults, and the invariants of which one must catch each; others may find it as well.
-const PLANTED: [(Mutation, &[Invariant]); 30] = [
+const PLANTED: [(Mutation, &[Invariant]); 31] = [
     (Mutation::HandsOffTunnelPackets, &[OneHandOff]),
     (Mutation::OverlooksMarks, &[OneHandOff]),
     (Mutation::ForgetsPeersRecords, &[Convergence]),
@@ -50,6 +50,7 @@ const PLANTED: [(Mutation, &[Invariant]); 30] = [
     (Mutation::KeepsTerms, &[Convergence]),
     (Mutation::DrainsNothing, &[Drained]),
     (Mutation::DrainsInWordsOnly, &[ReadyOwnsNew]),
+    (Mutation::BelievesForgeries, &[NoForgery]),
 ];
 
 /// Looks for every planted fault, and tells by which seed and invariant it was caught.

@@ -40,6 +40,8 @@ struct End {
     session: Session,
     /// Neither closed by the agent nor reported to it as closed.
     open: bool,
+    /// Whether the agent has sent anything.
+    has_sent: bool,
     /// Sent and not yet delivered.
     queue: VecDeque<u8>,
     /// How much of `queue` the kernel has.
@@ -52,7 +54,17 @@ struct End {
 
 impl End {
     fn new(member: u8, run: u64, session: Session) -> Self {
-        Self { member, run, session, open: true, queue: VecDeque::new(), kernel: 0, stalled: None, pumping: false }
+        Self {
+            member,
+            run,
+            session,
+            open: true,
+            has_sent: false,
+            queue: VecDeque::new(),
+            kernel: 0,
+            stalled: None,
+            pumping: false,
+        }
     }
 }
 
@@ -104,6 +116,7 @@ impl World {
             self.input(member, Input::Drained { session, bytes: bytes.len() });
             return;
         }
+        end.has_sent = true;
         end.queue.extend(bytes);
         self.trace(|| format!("stream {id}: {member} sends {} bytes, {length} wait", bytes.len()));
         self.stats.max("longest session queue", length as u64);
@@ -112,6 +125,25 @@ impl World {
         }
         self.fill_socket(id, side);
         self.pump_soon(id, side);
+    }
+
+    /// Ends of connections: stream, side, whose it is, and with whom.
+    pub(crate) fn streams_in_use(&self) -> impl Iterator<Item = (u64, usize, u8, u8)> {
+        let ends = |(&id, stream): (&u64, &Stream)| {
+            let [one, other] = [stream.ends[0].member, stream.ends[1].member];
+            // Its greeting has gone before.
+            let is_used = stream.ends.iter().all(|end| end.open && end.has_sent);
+            [(id, 0, one, other), (id, 1, other, one)].into_iter().filter(move |_| is_used)
+        };
+        self.streams.iter().flat_map(ends)
+    }
+
+    /// Somebody sends a frame behind what the agent has sent.
+    pub(crate) fn append(&mut self, id: u64, side: usize, frame: &[u8]) {
+        if let Some(stream) = self.streams.get_mut(&id) {
+            stream.ends[side].queue.extend(frame);
+            self.pump_soon(id, side);
+        }
     }
 
     /// An agent closes a session: what was sent still goes out.

@@ -24,6 +24,7 @@ use crate::{
     statistics::Statistics,
     stream::Stream,
     time::{MS, Ns, S},
+    traitor::Traitor,
 };
 
 /// Between two looks of the oracle at all tables.
@@ -88,6 +89,8 @@ pub(crate) struct World {
     pub(crate) next_backend: u8,
     /// Between the members.
     pub(crate) liar: Liar,
+    /// Who speaks in a member's name, with its key.
+    pub(crate) traitor: Traitor,
     violation: Option<Violation>,
     tracing: bool,
     happenings: u64,
@@ -164,6 +167,7 @@ impl World {
             next_run: 1,
             next_backend: plan.backends,
             liar: Liar::new(seed),
+            traitor: Traitor::new(seed),
             violation: None,
             tracing,
             happenings: 0,

@@ -1,4 +1,5 @@
-//! What a peer has applied of what it was told: deltas are numbered by counting them, on both sides of a session.
+//! What a peer has applied of what it was told: frames of deltas and of buckets are numbered by counting
+//! them, on both sides of a session.
 
 use std::time::Duration;
 
@@ -18,26 +19,26 @@ const BEHIND: Duration = Duration::from_secs(1);
 /// Both directions of a session.
 #[derive(Default)]
 pub(crate) struct Acknowledgements {
-    /// Deltas that were sent.
+    /// Frames that were sent.
     told: u64,
     /// Of these the peer has applied.
     acknowledged: u64,
-    /// A delta that is not acknowledged yet, and since when.
+    /// A frame that is not acknowledged yet, and since when.
     awaited: Option<(u64, u64)>,
-    /// Deltas that were applied here.
+    /// Frames that were applied here.
     heard: u64,
     /// Of these the peer has been told.
     answered: u64,
 }
 
 impl Acknowledgements {
-    /// A delta goes out.
+    /// A frame goes out.
     pub(crate) fn tell(&mut self, now: u64) {
         self.told += 1;
         self.awaited.get_or_insert((self.told, now));
     }
 
-    /// A delta was applied.
+    /// A frame was applied.
     pub(crate) fn hear(&mut self) {
         self.heard += 1;
     }
@@ -47,7 +48,7 @@ impl Acknowledgements {
         self.heard > self.answered
     }
 
-    /// Deltas that the peer has not acknowledged.
+    /// Frames that the peer has not acknowledged.
     pub(crate) fn outstanding(&self) -> u64 {
         self.told - self.acknowledged
     }
@@ -66,7 +67,7 @@ impl Acknowledgements {
 }
 
 impl Core {
-    /// The peer has applied `heard` deltas of this session.
+    /// The peer has applied `heard` frames of this session.
     pub(crate) fn acknowledged(&mut self, now: u64, session: Session, heard: u64) -> Result<(), CloseReason> {
         self.links.get_mut(&session).map_or(Ok(()), |link| link.acknowledgements.acknowledge(now, heard))
     }
@@ -74,9 +75,9 @@ impl Core {
     /// The frame that says what was applied here.
     pub(crate) fn acknowledge(&mut self, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
-        let deltas = link.acknowledgements.heard;
-        link.acknowledgements.answered = deltas;
-        Some(Frame::Acknowledgement { deltas }.encode(link.version))
+        let frames = link.acknowledgements.heard;
+        link.acknowledgements.answered = frames;
+        Some(Frame::Acknowledgement { frames }.encode(link.version))
     }
 
     /// Whether the flow's other owner is known to have its record as it is here.
@@ -95,7 +96,9 @@ impl Core {
     pub(crate) fn is_awaited(&self, now: u64, row: &Row) -> bool {
         self.links.values().filter(|link| link.stage == Stage::Open && link.acknowledges()).any(|link| {
             let since = link.acknowledgements.awaited.map(|(_, since)| since);
-            row.queued & bit(link.peer) != 0 || since.is_some_and(|since| now.saturating_sub(since) > nanos(BEHIND))
+            row.queued & bit(link.peer) != 0
+                || link.comparison.owes(row.bucket())
+                || since.is_some_and(|since| now.saturating_sub(since) > nanos(BEHIND))
         })
     }
 }
@@ -107,7 +110,8 @@ impl Link {
     }
 
     fn has(&self, row: &Row) -> bool {
-        let is_told = row.shared && row.queued & bit(self.peer) == 0;
+        let waits = row.queued & bit(self.peer) != 0 || self.comparison.owes(row.bucket());
+        let is_told = row.shared && !waits;
         self.stage == Stage::Open && self.acknowledges() && is_told && self.acknowledgements.outstanding() == 0
     }
 }

@@ -138,6 +138,17 @@ impl Comparison {
         }
     }
 
+    /// The bucket is to be sent whole; one that is half sent, again from its beginning.
+    pub(crate) fn owe(&mut self, bucket: u16) {
+        self.owed.insert(bucket);
+        self.sent = 0;
+    }
+
+    /// Whether the bucket waits to be sent whole.
+    pub(crate) fn owes(&self, bucket: u16) -> bool {
+        self.owed.contains(bucket)
+    }
+
     /// Whether buckets wait to be sent whole.
     pub(crate) fn is_owing(&self) -> bool {
         !self.owed.is_empty()
@@ -211,7 +222,7 @@ impl Core {
             } else if !comparison.differing.contains(bucket) {
                 comparison.differing.insert(bucket);
             } else if found < REPAIRED_MAX && !comparison.owed.contains(bucket) {
-                comparison.owed.insert(bucket);
+                comparison.owe(bucket);
                 comparison.differing.remove(bucket);
                 comparison.turn = (bucket + 1) % BUCKETS as u16;
                 found += 1;
@@ -228,6 +239,7 @@ impl Core {
         let mut batch = Batch::bucket(link.version, bucket);
         for number in self.table.bucket(bucket).skip(comparison.sent).collect::<Vec<u32>>() {
             if batch.is_full() {
+                link.acknowledgements.tell(now);
                 return Some(batch.finish());
             }
             comparison.sent += 1;
@@ -238,6 +250,7 @@ impl Core {
         }
         (comparison.sent, link.snapshot_at) = (0, now);
         comparison.owed.remove(bucket);
+        link.acknowledgements.tell(now);
         Some(batch.finish_bucket())
     }
 

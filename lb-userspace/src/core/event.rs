@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::wire::WireError;
+use super::{authority::Absurdity, wire::WireError};
 
 /// Something worth a line in the log. Peers are named as in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +117,15 @@ pub enum Event {
         /// Which of both.
         is_current: bool,
     },
+    /// More flows waited for a peer than may. Said the first, second, fourth time, and so on.
+    Overflow {
+        /// The peer.
+        peer: String,
+        /// How many may wait.
+        flows: usize,
+        /// How often it has happened.
+        times: u64,
+    },
     /// As many flows as the table holds; further ones of peers are not kept here.
     TableFull {
         /// Its size.
@@ -134,6 +143,9 @@ pub enum CloseReason {
     /// A frame that has no place there.
     #[error("protocol violated: {0}")]
     Unexpected(&'static str),
+    /// It sent a record that cannot be.
+    #[error("it is not believed: {0}")]
+    Disbelieved(#[from] Absurdity),
     /// It belongs to another cluster.
     #[error("it belongs to another cluster")]
     WrongCluster,
@@ -167,7 +179,7 @@ pub enum CloseReason {
     /// A newer session with the same peer.
     #[error("a newer session took its place")]
     Replaced,
-    /// It reads too slowly.
+    /// It reads too slowly, and has no digests.
     #[error("more than {0} flows waited for it; a snapshot will follow")]
     Overflow(usize),
     /// It says nothing.
@@ -221,6 +233,7 @@ impl Event {
             | Self::SlotsExhausted { .. }
             | Self::Epoch { .. }
             | Self::Current { is_current: false }
+            | Self::Overflow { .. }
             | Self::TableFull { .. } => Level::Warn,
         }
     }
@@ -232,6 +245,7 @@ impl CloseReason {
             Self::Raised | Self::Replaced | Self::Ended | Self::Removed | Self::Left | Self::Stopping => Level::Info,
             Self::Wire(_)
             | Self::Unexpected(_)
+            | Self::Disbelieved(_)
             | Self::WrongCluster
             | Self::WrongMember { .. }
             | Self::Stale { .. }
@@ -289,6 +303,12 @@ impl fmt::Display for Event {
                 f,
                 "does not have the servers of the epoch in force, or hears of none; others own new flows until it does"
             ),
+            Self::Overflow { peer, flows, times } => {
+                write!(
+                    f,
+                    "{peer}: more than {flows} flows waited for it, for the {times}. time; it gets their buckets whole"
+                )
+            }
             Self::TableFull { flows } => write!(f, "flow table full at {flows} flows, those of peers are not kept"),
         }
     }

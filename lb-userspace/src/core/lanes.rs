@@ -2,7 +2,9 @@
 //!
 //! A flow is in a peer's lanes at most once, however often it changes. The urgent lane, of the flows that the peer owns,
 //! is due at once, so that a batch of events becomes one frame; the lazy one may wait to become longer. Nothing is sent
-//! while `Limits::window` bytes have not left; a lane that grows too long ends the session, and a snapshot begins anew.
+//! while `Limits::window` bytes have not left; lanes that grow too long are dropped, and the buckets of their flows are sent
+//! whole instead: at most 4096 of them, however far the peer is behind. A session without buckets ends, and a snapshot begins
+//! anew.
 
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use lb_common::rank::bit;
 
 use super::{
     Core, Session,
-    event::CloseReason,
+    event::{CloseReason, Event},
     link::{Link, Stage, nanos},
     replication::{ended_s, idle_ms},
     table::Row,
@@ -62,10 +64,38 @@ impl Core {
         peers.into_iter().for_each(|peer| self.tell(now, number, peer));
     }
 
-    /// Ends the sessions whose peers do not keep up; nothing they miss is lost, their snapshot will hold it.
+    /// Drops what waits for peers that do not keep up. Nothing they miss is lost: whole buckets will hold it, or a snapshot.
     pub(crate) fn shed(&mut self, now: u64) {
         while let Some(session) = self.overflown.pop() {
-            self.close(now, session, CloseReason::Overflow(self.view.limits.queue));
+            match self.links.get(&session).map(Link::compares) {
+                Some(true) => self.drop_lanes(session),
+                Some(false) => self.close(now, session, CloseReason::Overflow(self.view.limits.queue)),
+                None => {}
+            }
+        }
+    }
+
+    /// Owes whole buckets instead of their flows; the session goes on.
+    fn drop_lanes(&mut self, session: Session) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let queue = self.view.limits.queue;
+        let (id, waiting) = (link.peer, link.urgent.len() + link.lazy.len());
+        if waiting <= queue {
+            return;
+        }
+        for number in link.urgent.drain(..).chain(link.lazy.drain(..)) {
+            if let Some(row) = self.table.row_mut(number).filter(|row| row.queued & bit(id) != 0) {
+                row.queued &= !bit(id);
+                link.comparison.owe(row.bucket());
+            }
+        }
+        let label = self.label(id);
+        let Some(peer) = self.peers.get_mut(&id) else { return };
+        peer.overflows += 1;
+        let times = peer.overflows;
+        // Rarer and rarer: a peer that is slow for good must not fill the log.
+        if times.is_power_of_two() {
+            self.report(Event::Overflow { peer: label, flows: queue, times });
         }
     }
 
@@ -114,12 +144,12 @@ impl Core {
                 self.acknowledge(session)
             } else if !link.urgent.is_empty() || lazy_is_due {
                 self.delta(now, session)
+            } else if link.comparison.is_owing() {
+                self.owed(now, session)
             } else if link.owes_standing {
                 self.standing(session)
             } else if compares {
                 self.digests(now, session)
-            } else if link.comparison.is_owing() {
-                self.owed(now, session)
             } else {
                 self.snapshot(now, session)
             };
@@ -129,24 +159,26 @@ impl Core {
         }
     }
 
-    /// The next frame of deltas; `None` when what was queued is no longer worth telling.
+    /// The next frame of deltas, of relays, or both; `None` when what was queued is no longer worth telling.
     fn delta(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
-        let mut batch = Batch::delta(link.version);
-        while !batch.is_full() {
+        let (mut own, mut others) = (Batch::delta(link.version), Batch::relay(link.version));
+        while !own.are_full(&others) {
             let Some(number) = link.urgent.pop_front().or_else(|| link.lazy.pop_front()) else { break };
             let Some(row) = self.table.row_mut(number).filter(|row| row.queued & bit(link.peer) != 0) else { continue };
             row.queued &= !bit(link.peer);
             if !row.is_private() {
                 row.shared = true;
-                batch.push(&item(now, row));
+                let is_own = row.record.backend.creator == self.view.me || !link.relays();
+                if is_own { &mut own } else { &mut others }.push(&item(now, row));
             }
         }
-        if batch.is_empty() {
-            return None;
-        }
-        link.acknowledgements.tell(now);
-        Some(batch.finish())
+        let batches = [own, others].into_iter().filter(|batch| !batch.is_empty());
+        let frames = batches.map(|batch| {
+            link.acknowledgements.tell(now);
+            batch.finish()
+        });
+        frames.reduce(|one, other| [one, other].concat())
     }
 
     /// The next frame of the snapshot, and after the last one its end.

@@ -15,6 +15,9 @@ pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(100);
 /// Longest pause before dialling again: a second is what a returning member may wait for its snapshot.
 const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
+/// For how long it is remembered that a peer was not believed: its sessions may last until it says it again.
+const DISBELIEF: Duration = Duration::from_secs(60);
+
 /// What a session has come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
@@ -76,14 +79,18 @@ pub(crate) struct Peer {
     pub(crate) dialling: bool,
     pub(crate) dial_at: u64,
     pub(crate) backoff: u64,
-    /// The last reason that was reported, until the peer is synchronized.
+    /// The last reason that was reported, until the peer is synchronized and believed.
     pub(crate) complaint: Option<CloseReason>,
+    /// When the last session ended.
+    pub(crate) ended_at: u64,
     /// The two configurations that were last reported as different.
     pub(crate) differs: Option<((u64, u64), (u64, u64))>,
     /// Whether a snapshot of it has ever been complete.
     pub(crate) was_synchronized: bool,
     /// When its datapath last came or went.
     pub(crate) moved_at: u64,
+    /// How often what waited for it was dropped.
+    pub(crate) overflows: u64,
 }
 
 impl Peer {
@@ -94,10 +101,18 @@ impl Peer {
             dial_at: now,
             backoff: nanos(BACKOFF_MIN),
             complaint: None,
+            ended_at: 0,
             differs: None,
             was_synchronized: false,
             moved_at: now,
+            overflows: 0,
         }
+    }
+
+    /// Whether it has said what cannot be, not long ago.
+    pub(crate) fn is_disbelieved(&self, now: u64) -> bool {
+        let is_recent = now.saturating_sub(self.ended_at) < nanos(DISBELIEF);
+        matches!(self.complaint, Some(CloseReason::Disbelieved(_))) && is_recent
     }
 
     /// Waits longer each time.

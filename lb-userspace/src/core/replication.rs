@@ -37,7 +37,11 @@ impl Core {
             return;
         };
         let record = Record::of(entry, address);
-        if !is_tellable(&key, &record) {
+        if let Some(later) = self.forgotten_start(&record) {
+            self.raise_incarnation(now, self.view.me, later);
+        }
+        if record.is_tombstone() || wire::check(&key, &record).is_err() || !self.is_of_a_start(&record) {
+            // Peers would not believe it.
             return;
         }
         // A backend that was removed and configured again may have two slots for a while.
@@ -397,11 +401,6 @@ fn going_on(ended: &Record, alive: &Record) -> Record {
         record.generation = next_count(ended.generation.max(alive.generation));
     }
     record
-}
-
-/// Whether peers would believe the record.
-fn is_tellable(key: &Key, record: &Record) -> bool {
-    !record.is_tombstone() && wire::check(key, record).is_ok()
 }
 
 /// Whole seconds since tick `ended`.

@@ -13,13 +13,14 @@ use std::mem;
 
 use super::{
     Core, Output, Session,
+    authority::Word,
     event::{CloseReason, Event},
     link::{BACKOFF_MIN, Link, Peer, Stage, nanos},
     wire::{Frame, Hello},
 };
 
 /// Starts that a member may have forgotten: at one a second, those of twelve days. More is nonsense, or an attack.
-pub(crate) const STARTS_MAX: u32 = 1 << 20;
+pub(super) const STARTS_MAX: u32 = 1 << 20;
 /// Sessions with one peer that have not said `Hello`, before the oldest is closed.
 const GREETING_MAX: usize = 4;
 
@@ -99,8 +100,7 @@ impl Core {
             Frame::Hello(hello) => self.greeted_again(peer, session, &hello),
             Frame::Snapshot(items) => {
                 link.snapshot_heard += items.len() as u64;
-                items.iter().for_each(|item| self.apply(now, peer, item));
-                Ok(())
+                self.hear(now, session, Word::Relayed, &items)
             }
             Frame::SnapshotEnd { records } => {
                 if link.snapshot_heard != records {
@@ -109,7 +109,7 @@ impl Core {
                 link.snapshot_heard = 0;
                 if !link.is_synchronized {
                     link.is_synchronized = true;
-                    self.synchronized(peer, records);
+                    self.synchronized(now, peer, records);
                 }
                 Ok(())
             }
@@ -117,16 +117,20 @@ impl Core {
                 if link.acknowledges() {
                     link.acknowledgements.hear();
                 }
-                items.iter().for_each(|item| self.apply(now, peer, item));
-                Ok(())
+                self.hear(now, session, Word::Own, &items)
             }
-            Frame::Acknowledgement { deltas } => self.acknowledged(now, session, deltas),
+            Frame::Relay(items) => {
+                link.acknowledgements.hear();
+                self.hear(now, session, Word::Relayed, &items)
+            }
+            Frame::Acknowledgement { frames } => self.acknowledged(now, session, frames),
             Frame::Digests(theirs) => {
                 self.compare(session, &theirs);
                 Ok(())
             }
             Frame::Bucket { bucket, is_last, items } => {
-                items.iter().for_each(|item| self.apply(now, peer, item));
+                link.acknowledgements.hear();
+                self.hear(now, session, Word::Relayed, &items)?;
                 if is_last {
                     self.received_whole(session, bucket);
                 }
@@ -226,7 +230,7 @@ impl Core {
     }
 
     /// A peer remembers a later start of this member than the disk did: go on above it.
-    fn raise_incarnation(&mut self, now: u64, id: u8, heard_of: u32) {
+    pub(super) fn raise_incarnation(&mut self, now: u64, id: u8, heard_of: u32) {
         let to = heard_of.saturating_add(1);
         self.incarnation = to;
         self.outputs.push_back(Output::RaiseIncarnation(to));
@@ -242,11 +246,13 @@ impl Core {
         self.install();
     }
 
-    fn synchronized(&mut self, id: u8, records: u64) {
+    fn synchronized(&mut self, now: u64, id: u8, records: u64) {
         let (peer, incarnation) = (self.label(id), self.watch.incarnation(id));
         if let Some(peer) = self.peers.get_mut(&id) {
-            peer.backoff = nanos(BACKOFF_MIN);
-            peer.complaint = None;
+            if !peer.is_disbelieved(now) {
+                peer.backoff = nanos(BACKOFF_MIN);
+                peer.complaint = None;
+            }
             peer.was_synchronized = true;
         }
         self.report(Event::Synchronized { peer, incarnation, records });

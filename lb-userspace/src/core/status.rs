@@ -1,6 +1,6 @@
 //! A picture of the core for people and tests.
 
-use super::liveness::State;
+use super::{event::CloseReason, liveness::State};
 
 /// What the core knows, at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub struct PeerStatus {
     pub incarnation: u32,
     /// Whether a session is open.
     pub connected: bool,
+    /// Why the last one ended, until all its records have arrived; that it was not believed, for a minute.
+    pub complaint: Option<CloseReason>,
     /// Whether all records have been sent to it.
     pub snapshot_sent: bool,
     /// Whether all its records have arrived.
@@ -60,6 +62,8 @@ pub struct PeerStatus {
     pub agrees: bool,
     /// Flows that wait to be sent to it.
     pub queued: usize,
+    /// How often more flows than may wait for it did: whole buckets were sent instead.
+    pub overflows: u64,
     /// Frames of changes that it has not acknowledged.
     pub outstanding: u64,
 }

@@ -46,8 +46,8 @@ impl Core {
             return;
         }
         let is_heard = |link: &Link| !link.acknowledges() || link.acknowledgements.outstanding() == 0;
-        let is_silent =
-            |link: &Link| link.in_flight == 0 && link.urgent.is_empty() && link.lazy.is_empty() && is_heard(link);
+        let is_said = |link: &Link| link.urgent.is_empty() && link.lazy.is_empty() && !link.comparison.is_owing();
+        let is_silent = |link: &Link| link.in_flight == 0 && is_said(link) && is_heard(link);
         let has_said_all = goodbyes >= GOODBYES && self.links.values().all(is_silent);
         let is_over = has_said_all || now >= since + nanos(STOP_MAX);
         if goodbyes < GOODBYES {

@@ -67,6 +67,11 @@ impl Row {
         self.record.is_young() && !self.plausible
     }
 
+    /// The bucket that it is in.
+    pub(crate) const fn bucket(&self) -> u16 {
+        self.place.bucket
+    }
+
     /// What it adds to its bucket's digest: nothing while it is nobody else's affair, or over.
     pub(crate) fn digest(&self, secret: &HashKey) -> u64 {
         if self.record.is_tombstone() || self.is_private() { 0 } else { digest(secret, &self.key, &self.record) }

@@ -126,6 +126,7 @@ impl Core {
             peer.back_off(now);
         }
         let reason = if has_left && reason == CloseReason::Ended { CloseReason::Left } else { reason };
+        peer.ended_at = now;
         if peer.complaint != Some(reason) {
             peer.complaint = Some(reason);
             self.report(Event::SessionEnded { peer: label, reason });

@@ -21,6 +21,7 @@ use super::{
 };
 
 mod acknowledging;
+mod authority;
 mod configuration;
 mod convergence;
 mod damage;

@@ -42,6 +42,7 @@ const GOODBYE: u8 = 6;
 const DIGESTS: u8 = 24;
 const ACKNOWLEDGEMENT: u8 = 25;
 const BUCKET: u8 = 26;
+const RELAY: u8 = 27;
 const EPOCH: u8 = 32;
 // Reserved: 16..=23 authentication, 24..=31 digests, 33..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
 
@@ -49,7 +50,7 @@ const EPOCH: u8 = 32;
 const fn since(kind: u8) -> Option<u8> {
     match kind {
         HELLO | SNAPSHOT | SNAPSHOT_END | DELTA | KEEPALIVE | GOODBYE => Some(1),
-        DIGESTS | ACKNOWLEDGEMENT | BUCKET | EPOCH => Some(2),
+        DIGESTS | ACKNOWLEDGEMENT | BUCKET | RELAY | EPOCH => Some(2),
         _ => None,
     }
 }

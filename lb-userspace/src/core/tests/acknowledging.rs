@@ -49,10 +49,10 @@ fn deltas_that_come_together_are_acknowledged_together() {
 
 #[test]
 fn nobody_acknowledges_what_was_not_said() {
-    for deltas in [1, u64::MAX] {
+    for frames in [1, u64::MAX] {
         let mut net = Net::new(2);
         let session = net.core(1).peers[&2].open.expect("a session");
-        let bytes = Frame::Acknowledgement { deltas }.encode(VERSION);
+        let bytes = Frame::Acknowledgement { frames }.encode(VERSION);
         net.input(1, Input::Received { session, bytes });
         let unexpected =
             |event: &Event| matches!(event, Event::SessionEnded { reason: CloseReason::Unexpected(_), .. });

@@ -151,11 +151,9 @@ fn a_joiner_waits_for_a_ready_peer_whose_records_do_not_come() {
     assert_eq!(net.reports(2, |e| matches!(e, Event::NotReady { .. })), 1);
 }
 
-#[test]
-fn a_slow_peer_loses_its_session_and_gets_a_snapshot() {
-    let mut net = Net::new(2);
+/// The window takes no more than one frame; then 100 flows may wait, and 800 begin.
+fn overflow(net: &mut Net) {
     for id in 1..=2 {
-        // The window takes no more than one frame; then 100 flows may wait.
         let limits = &mut net.host(id).view.limits;
         (limits.window, limits.queue) = (1, 100);
         let view = net.hosts[&id].view.clone();
@@ -166,6 +164,32 @@ fn a_slow_peer_loses_its_session_and_gets_a_snapshot() {
         net.begin(client, STATE_ESTABLISHED);
         net.run(MS);
     }
+}
+
+#[test]
+fn a_slow_peer_keeps_its_session_and_gets_whole_buckets_at_once() {
+    let mut net = Net::new(2);
+    let session = net.core(1).peers[&2].open;
+    overflow(&mut net);
+    let status = net.core(1).status();
+    let overflows = status.peers[0].overflows;
+    assert!(overflows >= 2, "{overflows}");
+    let said = net.reports(1, |e| matches!(e, Event::Overflow { flows: 100, .. })) as u64;
+    assert_eq!(said, u64::from(overflows.ilog2()) + 1, "the first, second, fourth time");
+    assert!(net.records(2) < 800);
+    assert!((0..800).all(|client| !net.core(1).is_durable(&key(client))));
+    net.release(1);
+    net.run(100 * MS);
+    assert_eq!((net.records(1), net.records(2)), (800, 800), "long before the next comparison");
+    assert_eq!(net.core(1).peers[&2].open, session, "nothing began anew");
+    assert!((0..800).all(|client| net.core(1).is_durable(&key(client))));
+    net.check_digests();
+}
+
+#[test]
+fn a_slow_peer_without_digests_loses_its_session_and_gets_a_snapshot() {
+    let mut net = versions::mixed(1);
+    overflow(&mut net);
     assert!(net.reports(1, |e| ended(e, |r| matches!(r, CloseReason::Overflow(100)))) >= 1);
     assert!(net.records(2) < 800);
     net.held.clear();

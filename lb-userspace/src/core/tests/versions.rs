@@ -65,6 +65,8 @@ fn a_member_of_the_first_release_is_understood_and_understands() {
     // Its peer remembers an earlier start.
     net.host(1).incarnation = 8;
     net.start(1);
+    // Another member has started often.
+    net.host(1).core.as_mut().expect("a running agent").watch.learn_incarnation(3, 0x0405_0607);
     let (_, here) = net.connect(99, 1);
     // What it says stays under way, to be read below.
     net.cut.insert((1, 99));

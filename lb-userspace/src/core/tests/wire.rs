@@ -85,7 +85,8 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
         _ => vec![
             ("epoch", Frame::Epoch(Standing { in_force: EPOCH, in_hand: NEXT.hash, next: NEXT })),
             ("digests", Frame::Digests(vec![0x0102_0304_0506_0708; BUCKETS])),
-            ("acknowledgement", Frame::Acknowledgement { deltas: 258 }),
+            ("relay", Frame::Relay(vec![item(), item_v6()])),
+            ("acknowledgement", Frame::Acknowledgement { frames: 258 }),
             ("bucket", Frame::Bucket { bucket: 0x0abc, is_last: true, items: vec![item()] }),
         ],
     };
@@ -153,7 +154,7 @@ fn frames() -> Vec<Frame> {
         Frame::Keepalive,
         Frame::Goodbye,
         Frame::Digests((0..BUCKETS as u64).collect()),
-        Frame::Acknowledgement { deltas: u64::MAX },
+        Frame::Acknowledgement { frames: u64::MAX },
         Frame::Bucket { bucket: 7, is_last: false, items: vec![item_v6(); 3] },
     ]
 }

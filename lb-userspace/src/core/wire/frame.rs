@@ -2,7 +2,7 @@
 
 use super::{
     ACKNOWLEDGEMENT, BUCKET, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH,
-    PAYLOAD_MAX, Reader, SNAPSHOT, SNAPSHOT_END, Standing, WireError, begin, digests, end,
+    PAYLOAD_MAX, RELAY, Reader, SNAPSHOT, SNAPSHOT_END, Standing, WireError, begin, digests, end,
     record::{Batch, Item, items},
     since,
 };
@@ -20,7 +20,7 @@ pub enum Frame {
         /// Records in it.
         records: u64,
     },
-    /// Records that have changed.
+    /// Records that have changed; since version 2, of the sender's making.
     Delta(Vec<Item>),
     /// The sender lives.
     Keepalive,
@@ -28,11 +28,13 @@ pub enum Frame {
     Goodbye,
     /// The sender's digests, by bucket; since version 2, as what follows.
     Digests(Vec<u64>),
-    /// What was applied here of the receiver's deltas.
+    /// What was applied here of the receiver's deltas and buckets.
     Acknowledgement {
-        /// How many, since the session began.
-        deltas: u64,
+        /// How many frames, since the session began.
+        frames: u64,
     },
+    /// Records that have changed, and that others have made.
+    Relay(Vec<Item>),
     /// Records of a bucket that is sent whole.
     Bucket {
         /// Its number.
@@ -91,9 +93,10 @@ impl Frame {
                 end(out)
             }
             Self::Delta(items) => Batch::delta(version).with(items).finish(),
-            Self::Acknowledgement { deltas } => {
+            Self::Relay(items) => Batch::relay(version).with(items).finish(),
+            Self::Acknowledgement { frames } => {
                 let mut out = begin(version, ACKNOWLEDGEMENT);
-                out.extend(deltas.to_be_bytes());
+                out.extend(frames.to_be_bytes());
                 end(out)
             }
             Self::Digests(sums) => digests::encode(version, sums),
@@ -118,6 +121,7 @@ impl Frame {
             Self::Acknowledgement { .. } => ACKNOWLEDGEMENT,
             Self::Bucket { .. } => BUCKET,
             Self::Epoch(_) => EPOCH,
+            Self::Relay(_) => RELAY,
         }
     }
 }
@@ -140,12 +144,13 @@ fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
             Frame::SnapshotEnd { records: u64::from_be_bytes(reader.take()?) }
         }
         DELTA => Frame::Delta(items(&mut reader)?),
+        RELAY => Frame::Relay(items(&mut reader)?),
         KEEPALIVE => Frame::Keepalive,
         GOODBYE => Frame::Goodbye,
         DIGESTS => Frame::Digests(digests::decode(&mut reader)?),
         ACKNOWLEDGEMENT => {
             reader.what = "acknowledgement";
-            Frame::Acknowledgement { deltas: u64::from_be_bytes(reader.take()?) }
+            Frame::Acknowledgement { frames: u64::from_be_bytes(reader.take()?) }
         }
         BUCKET => {
             reader.what = "bucket";

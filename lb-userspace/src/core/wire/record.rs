@@ -6,7 +6,7 @@ use lb_common::{
     rank::MEMBERS_MAX,
 };
 
-use super::{BUCKET, DELTA, HEADER, PAYLOAD_MAX, Reader, SNAPSHOT, WireError, begin, end, is_member};
+use super::{BUCKET, DELTA, HEADER, PAYLOAD_MAX, RELAY, Reader, SNAPSHOT, WireError, begin, end, is_member};
 use crate::core::{
     key::Key,
     records::{BackendRegister, COUNT_MAX, Lifecycle, OwnersRegister, Record},
@@ -50,6 +50,11 @@ impl Batch {
         Self { out: begin(version, DELTA), start: HEADER }
     }
 
+    /// An empty `Relay` in a session of `version`.
+    pub fn relay(version: u8) -> Self {
+        Self { out: begin(version, RELAY), start: HEADER }
+    }
+
     /// An empty `Bucket` in a session of `version`.
     pub fn bucket(version: u8, bucket: u16) -> Self {
         let mut out = begin(version, BUCKET);
@@ -66,6 +71,11 @@ impl Batch {
     /// Whether another record of either family may not fit.
     pub fn is_full(&self) -> bool {
         self.out.len() + RECORD_V6 > HEADER + PAYLOAD_MAX
+    }
+
+    /// Whether both together are as long as one may be.
+    pub fn are_full(&self, other: &Self) -> bool {
+        self.out.len() + other.out.len() + RECORD_V6 > HEADER + PAYLOAD_MAX
     }
 
     /// Whether it holds no record.
