@@ -55,7 +55,7 @@ use self::{
     admission::Census,
     epochs::Epochs,
     expiry::{Dues, Timers, Tombstones},
-    link::{Link, Peer},
+    link::{Introduction, Link, Peer},
     liveness::{State, Watch},
     parked::Parked,
     slots::Slots,
@@ -83,6 +83,8 @@ pub struct Core {
     membership_since: u64,
     /// When this member became ready.
     ready_since: u64,
+    /// When a session with a peer that was known before last began: it may have missed signs of life.
+    reunited_at: u64,
     node: Node,
     outputs: VecDeque<Output>,
 
@@ -285,6 +287,7 @@ impl Core {
             started: now,
             membership_since: now,
             ready_since: now,
+            reunited_at: 0,
             node: Node::new_zeroed(),
             outputs: VecDeque::new(),
             watch: Watch::new(now, nonce, &view),
@@ -412,7 +415,7 @@ impl Core {
             incarnation: self.watch.incarnation(id),
             connected: link.is_some(),
             complaint: peer.complaint,
-            snapshot_sent: link.is_some_and(|link| link.cursor.is_none()),
+            snapshot_sent: link.is_some_and(|link| link.introduction == Introduction::Over),
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
             agrees: link.is_some_and(|link| link.comparison.knows_all()),

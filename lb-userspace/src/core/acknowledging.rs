@@ -8,7 +8,7 @@ use lb_common::rank::bit;
 use super::{
     Core, Key, Session,
     event::CloseReason,
-    link::{Link, Stage, nanos},
+    link::{Introduction, Link, Stage, nanos},
     table::Row,
     wire::Frame,
 };
@@ -112,6 +112,7 @@ impl Link {
     fn has(&self, row: &Row) -> bool {
         let waits = row.queued & bit(self.peer) != 0 || self.comparison.owes(row.bucket());
         let is_told = row.shared && !waits;
-        self.stage == Stage::Open && self.acknowledges() && is_told && self.acknowledgements.outstanding() == 0
+        let is_introduced = self.stage == Stage::Open && self.introduction == Introduction::Over;
+        is_introduced && self.acknowledges() && is_told && self.acknowledgements.outstanding() == 0
     }
 }

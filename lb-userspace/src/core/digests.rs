@@ -17,7 +17,7 @@ use super::{
     Core, Session,
     key::Key,
     lanes::item,
-    link::{Link, Stage, nanos},
+    link::{Introduction, Link, Stage, nanos},
     records::Record,
     wire::{Batch, Frame},
 };
@@ -34,6 +34,8 @@ const AFTERMATH: Duration = Duration::from_secs(2);
 /// Buckets sent whole after one comparison; where thousands of flows a second change, more than these may differ for no
 /// other reason.
 const REPAIRED_MAX: usize = 512;
+/// Buckets that differ when a session begins, above which all rows are sent: in their order that is faster.
+const SNAPSHOT_FROM: usize = BUCKETS / 2;
 /// The first version that has digests.
 const SINCE: u8 = 2;
 
@@ -171,7 +173,7 @@ impl Core {
         let others = self.links.values_mut().filter(|link| link.stage == Stage::Open && link.peer != except);
         for link in others.filter(|link| link.compares()) {
             link.comparison.hasty_until = now + nanos(AFTERMATH);
-            if link.cursor.is_none() {
+            if link.introduction == Introduction::Over {
                 link.comparison.due = Some(now);
             }
         }
@@ -204,11 +206,33 @@ impl Core {
 
     /// The peer's digests, behind all it has told.
     pub(crate) fn compare(&mut self, session: Session, theirs: &[u64]) {
-        // What a snapshot will bring is not missing.
-        if !self.has_swept || self.links.get(&session).is_none_or(|link| !link.is_synchronized || link.cursor.is_some())
-        {
+        let Some(link) = self.links.get(&session).filter(|_| self.has_swept) else { return };
+        match link.introduction {
+            Introduction::Asking => self.tell_what_differs(session, theirs),
+            Introduction::Over if link.is_synchronized => self.mend_what_differs(session, theirs),
+            // What is under way is not missing.
+            Introduction::Over | Introduction::Rows(_) | Introduction::Buckets => {}
+        }
+    }
+
+    /// A session begins: the peer is told what it lacks, or all if that is not much more.
+    fn tell_what_differs(&mut self, session: Session, theirs: &[u64]) {
+        let ours = self.all_digests();
+        let Some(link) = self.links.get_mut(&session) else { return };
+        let differing = (0_u16..).zip(ours.iter().zip(theirs)).filter(|(_, (our, their))| our != their);
+        let is_empty = theirs.iter().all(|digest| *digest == 0);
+        if is_empty || differing.clone().count() > SNAPSHOT_FROM {
+            (link.introduction, link.comparison.due) = (Introduction::Rows(0), None);
             return;
         }
+        for (bucket, _) in differing {
+            link.comparison.owe(bucket);
+            self.repaired += 1;
+        }
+        link.introduction = Introduction::Buckets;
+    }
+
+    fn mend_what_differs(&mut self, session: Session, theirs: &[u64]) {
         let ours = self.all_digests();
         let Some(link) = self.links.get_mut(&session) else { return };
         let comparison = &mut link.comparison;

@@ -2,8 +2,8 @@
 //!
 //! The acting owner of a flow, who delivers it, ends it when it has been idle for its timeout, and tells the others; whose
 //! map shows later traffic than the owner knew refuses. The others let go on their own after twice the timeout without a word. After an owner
-//! came or went nothing of it ends for a full timeout, unless idle for three: the new acting owner has not seen the traffic
-//! of before.
+//! came or went, or a session began again, nothing of it ends for a full timeout, unless idle for three: the new acting
+//! owner has not seen the traffic of before.
 
 use std::{
     cmp::Reverse,
@@ -111,7 +111,9 @@ impl Core {
         };
         let owners = row.record.owners;
         let is_mine = self.acting_owner(row) == self.view.me;
-        let is_quiet = is_settled(owners.primary) && is_settled(owners.backup);
+        // Signs of life that a session took with it come again within a quarter of the timeout.
+        let is_heard = now.saturating_sub(self.reunited_at) >= settled;
+        let is_quiet = is_heard && is_settled(owners.primary) && is_settled(owners.backup);
         // A member that comes and goes all the time must not keep its flows for ever.
         let is_enough = idle >= timeout.saturating_mul(3);
         (is_quiet || is_enough) && (is_mine || idle >= timeout.saturating_mul(2))

@@ -13,7 +13,7 @@ use lb_common::rank::bit;
 use super::{
     Core, Session,
     event::{CloseReason, Event},
-    link::{Link, Stage, nanos},
+    link::{Introduction, Link, Stage, nanos},
     replication::{ended_s, idle_ms},
     table::Row,
     wire::{Batch, Frame, Item, PAYLOAD_MAX, RECORD_V6},
@@ -58,7 +58,9 @@ impl Core {
 
     /// A flow that a snapshot has just called alive has ended: its peers may have heard of the end before, and forgotten it.
     pub(crate) fn correct(&mut self, now: u64, number: u32) {
-        let is_recent = |link: &Link| link.cursor.is_some() || now.saturating_sub(link.snapshot_at) < nanos(CORRECTION);
+        let is_recent = |link: &Link| {
+            link.introduction != Introduction::Over || now.saturating_sub(link.snapshot_at) < nanos(CORRECTION)
+        };
         let peers: Vec<u8> =
             self.links.values().filter(|l| l.stage == Stage::Open && is_recent(l)).map(|l| l.peer).collect();
         peers.into_iter().for_each(|peer| self.tell(now, number, peer));
@@ -123,7 +125,7 @@ impl Core {
         } else if !link.urgent.is_empty()
             || link.acknowledgements.is_due()
             || link.owes_standing
-            || self.has_swept && (link.cursor.is_some() || link.comparison.is_owing())
+            || self.has_swept && (link.is_introducing() || link.comparison.is_owing())
         {
             Some(0)
         } else {
@@ -148,6 +150,8 @@ impl Core {
                 self.owed(now, session)
             } else if link.owes_standing {
                 self.standing(session)
+            } else if link.introduction == Introduction::Buckets {
+                self.end_introduction(now, session)
             } else if compares {
                 self.digests(now, session)
             } else {
@@ -184,7 +188,7 @@ impl Core {
     /// The next frame of the snapshot, and after the last one its end.
     fn snapshot(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
-        let mut cursor = link.cursor?;
+        let Introduction::Rows(mut cursor) = link.introduction else { return None };
         let mut batch = Batch::snapshot(link.version);
         while cursor < self.table.end() && !batch.is_full() {
             if let Some(row) = self.table.row_mut(cursor).filter(|row| !row.is_private()) {
@@ -195,12 +199,22 @@ impl Core {
             cursor += 1;
         }
         if batch.is_empty() {
-            (link.cursor, link.snapshot_at) = (None, now);
-            link.comparison.due = link.compares().then_some(now);
-            return Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode(link.version));
+            return self.end_introduction(now, session);
         }
-        link.cursor = Some(cursor);
+        link.introduction = Introduction::Rows(cursor);
         Some(batch.finish())
+    }
+
+    /// The peer has been told all that was known, or needs nothing of it.
+    fn end_introduction(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
+        let link = self.links.get_mut(&session)?;
+        (link.introduction, link.snapshot_at) = (Introduction::Over, now);
+        if link.compares() {
+            // A joiner waits for the proof that it has all.
+            let due = link.comparison.due.filter(|_| link.said_ready).unwrap_or(now);
+            link.comparison.due = Some(due);
+        }
+        Some(Frame::SnapshotEnd { records: link.snapshot_sent }.encode(link.version))
     }
 
     /// Takes the rows out of the lanes of a session that is over.
@@ -219,6 +233,10 @@ pub(crate) fn item(now: u64, row: &Row) -> Item {
 }
 
 impl Link {
+    fn is_introducing(&self) -> bool {
+        matches!(self.introduction, Introduction::Rows(_) | Introduction::Buckets)
+    }
+
     fn lazy_due(&self, in_a_hurry: bool) -> Option<u64> {
         if self.lazy.is_empty() {
             None

@@ -27,6 +27,19 @@ pub(crate) enum Stage {
     Open,
 }
 
+/// How far a peer is with what was known before the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Introduction {
+    /// Its digests will show what it lacks.
+    Asking,
+    /// All rows, from this one on.
+    Rows(u32),
+    /// The buckets that differ.
+    Buckets,
+    /// It knows, or there was nothing to say yet.
+    Over,
+}
+
 /// A connection with a peer.
 pub(crate) struct Link {
     pub(crate) peer: u8,
@@ -39,9 +52,9 @@ pub(crate) struct Link {
     pub(crate) said_at: u64,
     /// Bytes handed out and not yet drained.
     pub(crate) in_flight: usize,
-    /// The next row of the snapshot; `None` when it is sent, or not begun.
-    pub(crate) cursor: Option<u32>,
-    /// When the last snapshot was complete.
+    /// How far the peer is with what was known before this session.
+    pub(crate) introduction: Introduction,
+    /// When that was last complete.
     pub(crate) snapshot_at: u64,
     /// When another one is due.
     pub(crate) snapshot_again_at: Option<u64>,
@@ -124,10 +137,13 @@ impl Peer {
 }
 
 impl Link {
-    /// Begins to send all records, also those that were sent before.
-    pub(crate) fn begin_snapshot(&mut self) {
-        (self.cursor, self.snapshot_sent, self.snapshot_again_at) = (Some(0), 0, None);
-        self.comparison.due = None;
+    /// Begins to tell all that is known, also what was told before: at once to a peer that has no digests, else what it
+    /// lacks by its own.
+    pub(crate) fn introduce(&mut self, now: u64) {
+        (self.snapshot_sent, self.snapshot_again_at) = (0, None);
+        let compares = self.compares();
+        self.introduction = if compares { Introduction::Asking } else { Introduction::Rows(0) };
+        self.comparison.due = compares.then_some(now);
     }
 
     pub(crate) fn new(now: u64, peer: u8, dialled: bool) -> Self {
@@ -140,7 +156,7 @@ impl Link {
             heard_at: now,
             said_at: now,
             in_flight: 0,
-            cursor: None,
+            introduction: Introduction::Over,
             snapshot_at: now,
             snapshot_again_at: None,
             snapshot_sent: 0,

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{
     Core,
     event::Event,
-    link::{Link, Stage},
+    link::{Introduction, Link, Stage},
 };
 
 /// Without a ready peer for this long the cluster starts cold.
@@ -45,7 +45,7 @@ impl Core {
             (self.ready, self.ready_since) = (true, now);
             let records = self.live();
             self.report(Event::Ready { records, peers });
-            self.vouch_for_records();
+            self.vouch_for_records(now);
         } else if let Some(id) = ready_peer
             && waited >= PATIENCE.as_nanos() as u64
             && !self.has_complained
@@ -57,11 +57,12 @@ impl Core {
     }
 
     /// Tells the peers that from here on a snapshot is one of all records; those who wait for one get it anew.
-    fn vouch_for_records(&mut self) {
+    fn vouch_for_records(&mut self, now: u64) {
         self.greet_all_again();
         // The peer counts from the greeting on, so a snapshot that is under way begins anew in any case.
-        let waits = |link: &Link| link.stage == Stage::Open && (link.cursor.is_some() || !link.said_ready);
-        self.links.values_mut().filter(|link| waits(link)).for_each(Link::begin_snapshot);
+        let waits =
+            |link: &Link| link.stage == Stage::Open && (link.introduction != Introduction::Over || !link.said_ready);
+        self.links.values_mut().filter(|link| waits(link)).for_each(|link| link.introduce(now));
     }
 
     fn is_peer_ready(&self, id: u8) -> bool {

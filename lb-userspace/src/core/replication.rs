@@ -49,6 +49,10 @@ impl Core {
         match self.table.find(&key) {
             None => {
                 let number = self.add(key, record, slot, entry.created, entry.last_seen);
+                if let Some(row) = self.table.row_mut(number) {
+                    // Peers know what this member told before it was restarted.
+                    row.shared = !self.has_swept;
+                }
                 if slot != entry.backend {
                     self.put(number, PutMode::Amend);
                 } else if let Some(row) = self.table.row_mut(number) {

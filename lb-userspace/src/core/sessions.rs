@@ -6,8 +6,8 @@
 //!                    +--- anything else, a refusal, silence ---> gone
 //! ```
 //!
-//! The member with the lower id dials. Both say `Hello` at once, then each sends its snapshot and goes on with deltas.
-//! A snapshot may come again at any time. The newest session with a peer replaces an older one; an earlier incarnation is refused and told so by our `Hello`.
+//! The member with the lower id dials. Both say `Hello` at once, then each tells what the other one lacks by its digests, all
+//! of it to one that has none, and goes on with deltas. A snapshot may come again at any time. The newest session with a peer replaces an older one; an earlier incarnation is refused and told so by our `Hello`.
 
 use std::mem;
 
@@ -175,13 +175,16 @@ impl Core {
         self.watch.learn_incarnation(id, hello.incarnation);
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.open = Some(session);
+            if peer.was_synchronized {
+                self.reunited_at = now;
+            }
         }
         if let Some(link) = self.links.get_mut(&session) {
             link.stage = Stage::Open;
             link.version = hello.speaks.min(self.speaks);
             link.owes_standing = link.speaks_of_epochs();
             link.said_ready = hello.ready;
-            link.begin_snapshot();
+            link.introduce(now);
             link.configuration = (hello.generation, hello.hash);
             if self.ready && !link.told_ready {
                 self.greet_again(session, id);

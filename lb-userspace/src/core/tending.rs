@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, time::Duration};
 use super::{
     Core, Output, Session,
     event::{CloseReason, Event},
-    link::{BACKOFF_MIN, Link, Stage, nanos},
+    link::{BACKOFF_MIN, Introduction, Link, Stage, nanos},
     liveness::State,
     wire::Frame,
 };
@@ -69,8 +69,10 @@ impl Core {
         if self.stopping.is_some() {
             return;
         }
-        let is_due = |link: &Link| link.cursor.is_none() && link.snapshot_again_at.is_some_and(|due| due <= now);
-        self.links.values_mut().filter(|link| is_due(link)).for_each(Link::begin_snapshot);
+        let is_due = |link: &Link| {
+            link.introduction == Introduction::Over && link.snapshot_again_at.is_some_and(|due| due <= now)
+        };
+        self.links.values_mut().filter(|link| is_due(link)).for_each(|link| link.introduce(now));
         let connecting: BTreeSet<u8> = self.links.values().filter(|l| l.dialled).map(|l| l.peer).collect();
         for (&id, peer) in self.peers.range_mut(self.view.me + 1..) {
             if peer.open.is_none() && !peer.dialling && now >= peer.dial_at && !connecting.contains(&id) {

@@ -186,3 +186,118 @@ fn join(comes_whole: bool) {
     wait(&mut net);
     assert!(net.is_ready(1), "each has been equal once, or came whole");
 }
+
+impl Net {
+    /// The connection between members 1 and 2 breaks, and comes again.
+    fn break_session(&mut self) {
+        let session = self.core(1).peers[&2].open.expect("a session");
+        self.hang_up(session);
+        self.input(1, Input::Closed { session });
+        self.run(300 * MS);
+        assert_ne!(self.core(1).peers[&2].open.expect("another session"), session);
+    }
+
+    fn snapshots(&self, id: u8, of: u64) -> usize {
+        self.reports(id, |e| matches!(e, Event::Synchronized { records, .. } if *records == of))
+    }
+}
+
+#[test]
+fn a_session_that_begins_again_costs_the_digests_and_what_differs() {
+    let mut net = Net::new(2);
+    for client in 0..500 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(12 * S);
+    let before = net.sent.clone();
+    net.break_session();
+    for id in 1..=2 {
+        let bytes = net.sent[&id] - before[&id];
+        assert!((32 << 10..33 << 10).contains(&bytes), "member {id} sent {bytes} bytes");
+        assert!(net.core(id).status().peers[0].snapshot_received);
+    }
+    net.lose(2, 7);
+    net.break_session();
+    assert_eq!(net.core(1).record(&key(7)), net.core(2).record(&key(7)), "at once, not after the second comparison");
+    assert_eq!(net.snapshots(1, 500) + net.snapshots(2, 500), 0, "nobody was sent all");
+    assert!((0..500).all(|client| net.core(1).is_durable(&key(client))));
+    net.check_digests();
+}
+
+#[test]
+fn who_lacks_most_gets_a_snapshot() {
+    let mut net = Net::new(2);
+    for client in 0..500 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    net.kill(2);
+    net.host(2).flows.clear();
+    net.host(2).tables = None;
+    net.start(2);
+    net.run(2 * S);
+    assert_eq!((net.snapshots(2, 500), net.records(2)), (1, 500));
+    assert!(net.is_ready(2));
+}
+
+#[test]
+fn a_restarted_agent_whose_map_is_whole_is_ready_without_a_snapshot() {
+    let mut net = Net::new(2);
+    for client in 0..500 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    net.kill(2);
+    net.start(2);
+    net.run(S);
+    assert!(net.is_ready(2));
+    assert_eq!((net.snapshots(2, 500), net.records(2)), (0, 500));
+    // What others know as well is not its own affair.
+    let core = net.core(2);
+    let rows = (0..500).filter_map(|client| core.table.row(core.table.find(&key(client))?));
+    assert_eq!(rows.filter(|row| row.shared).count(), 500);
+}
+
+#[test]
+fn nothing_ends_for_a_timeout_after_a_session_has_begun_again() {
+    let timeouts = Timeouts { established: Duration::from_secs(10), ..Timeouts::default() };
+    let mut net = Net::idle();
+    for id in 1..=2 {
+        net.add(View { timeouts, direct: true, ..view(id, 2) });
+        net.start(id);
+    }
+    net.run(2 * S);
+    // Its owner is 1; its packets pass at 2.
+    let client = (0..100).find(|&client| net.begin(client, STATE_ESTABLISHED) == 1).expect("a flow of 1");
+    net.run(12 * S);
+    net.begin_at(1, client, STATE_ESTABLISHED);
+    net.run(S);
+    for _ in 0..12 {
+        net.run(S);
+        net.packet(2, client);
+        net.sweep(2);
+        // What 2 tells of it is lost.
+        let session = net.core(1).peers[&2].open.expect("a session");
+        net.hang_up(session);
+        net.input(1, Input::Closed { session });
+    }
+    net.run(S);
+    assert!(net.hosts[&1].flows.contains_key(&key(client)), "1 has not seen it for more than its timeout");
+}
+
+#[test]
+fn comparisons_go_on_after_a_snapshot_to_a_member_that_was_ready() {
+    let mut net = Net::new(2);
+    for client in 0..500 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    for client in 0..500 {
+        net.lose(1, client);
+    }
+    net.break_session();
+    assert_eq!((net.snapshots(1, 500), net.records(1)), (1, 500));
+    net.lose(2, 8);
+    net.run(10 * S + 100 * MS);
+    assert_eq!(net.records(2), 500);
+}
