@@ -79,7 +79,7 @@ pub struct Core {
     speaks: u8,
     incarnation: u32,
     started: u64,
-    /// When members were last added or removed.
+    /// When members were last added or removed, or given other flows by another secret.
     membership_since: u64,
     /// When this member became ready.
     ready_since: u64,

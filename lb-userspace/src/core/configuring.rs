@@ -19,10 +19,14 @@ impl Core {
             self.report(Event::OtherMember { me: self.view.me, other: view.me });
             return;
         }
-        if view.configured() != self.view.configured() {
+        let is_rekeyed = view.hash_key != self.view.hash_key;
+        if view.configured() != self.view.configured() || is_rekeyed {
             self.membership_since = now;
         }
         self.view = view;
+        if is_rekeyed {
+            self.rekey(self.view.hash_key);
+        }
         self.watch.configure(&self.view);
         self.hold();
         self.apply_view(now);

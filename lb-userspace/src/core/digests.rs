@@ -77,6 +77,7 @@ pub(crate) struct Buckets([u64; BUCKETS / 64]);
 
 impl Buckets {
     pub(crate) const NONE: Self = Self([0; BUCKETS / 64]);
+    const ALL: Self = Self([u64::MAX; BUCKETS / 64]);
 
     pub(crate) fn insert(&mut self, bucket: u16) {
         if let Some(word) = self.0.get_mut(usize::from(bucket) / 64) {
@@ -161,6 +162,14 @@ impl Comparison {
         self.known.len() == BUCKETS
     }
 
+    /// Flows are in other buckets now.
+    fn renumber(&mut self) {
+        (self.differing, self.known, self.sent) = (Buckets::NONE, Buckets::NONE, 0);
+        if self.is_owing() {
+            self.owed = Buckets::ALL;
+        }
+    }
+
     /// What the peer knew was less than all.
     pub(crate) fn start_anew(&mut self) {
         self.known = Buckets::NONE;
@@ -177,6 +186,13 @@ impl Core {
                 link.comparison.due = Some(now);
             }
         }
+    }
+
+    /// The cluster has another secret. Until the others have it, too, all buckets differ, and some are sent whole at every
+    /// comparison: merging makes nothing of it.
+    pub(crate) fn rekey(&mut self, secret: HashKey) {
+        self.table.rekey(secret);
+        self.links.values_mut().for_each(|link| link.comparison.renumber());
     }
 
     /// The frame of our digests.

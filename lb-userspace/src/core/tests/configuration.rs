@@ -310,3 +310,41 @@ fn a_new_member_joins_and_a_removed_one_is_let_go() {
     assert!((1..=2).all(|id| net.core(id).links.len() == 1));
     assert!(!net.hosts[&1].tables.as_ref().expect("tables").members.contains_key(&3));
 }
+
+#[test]
+fn another_secret_moves_no_flow_and_tables_are_compared_by_it() {
+    let mut net = Net::new(2);
+    for client in 0..500 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(20 * S);
+    let before: Vec<_> = (0..500).map(|client| net.core(1).record(&key(client))).collect();
+    let sessions = net.core(1).peers[&2].open;
+    for id in 1..=2 {
+        let hash_key = [77, 78];
+        let view = View { hash_key, generation: 2, ..net.hosts[&id].view.clone() };
+        net.host(id).view = view.clone();
+        net.input(id, Input::Configure(Box::new(view)));
+        assert_eq!(*net.core(id).table.secret(), hash_key);
+        net.check_digests();
+        // The other one has yet to be reloaded: that costs, and changes nothing.
+        net.run(12 * S);
+        net.sweep_all();
+    }
+    for client in 500..600 {
+        net.begin(client, STATE_ESTABLISHED);
+    }
+    net.run(10 * S);
+    let repaired = |net: &Net| net.core(1).status().repaired + net.core(2).status().repaired;
+    let so_far = repaired(&net);
+    net.run(20 * S);
+    assert_eq!(repaired(&net), so_far, "all is equal again");
+    for id in 1..=2 {
+        assert!(net.core(id).status().peers[0].agrees);
+        let now: Vec<_> = (0..500).map(|client| net.core(id).record(&key(client))).collect();
+        assert_eq!(now, before);
+        assert_eq!(net.records(id), 600);
+    }
+    assert_eq!(net.core(1).peers[&2].open, sessions);
+    net.check_digests();
+}
