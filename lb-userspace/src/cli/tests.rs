@@ -196,7 +196,7 @@ drop_fragment_no_head  drop             3    4500 B
 }
 
 #[test]
-fn a_change_of_servers_and_a_drain_have_their_lines() {
+fn a_change_of_servers_a_drain_and_disbelief_have_their_lines() {
     let said = |change: fn(&mut Readings)| {
         let mut readings = readings();
         change(&mut readings);
@@ -217,6 +217,9 @@ fn a_change_of_servers_and_a_drain_have_their_lines() {
         let drains = status::render(&judged(&readings), Paint::off());
         assert!(drains.contains(text) && drains.contains("this member is draining: it owns no new flows"), "{drains}");
     }
+    let disbelieved = said(|r| r.liveness.flags = 0x01_02_00);
+    let reason = "lb2 is not believed, its session was ended: it made a record as another member; look at its host";
+    assert!(disbelieved.contains(reason), "{disbelieved}");
     let behind = said(|r| (r.liveness.flags, r.liveness.eligible) = (LIVENESS_BEHIND, 0b10));
     assert!(behind.contains("does not have the cluster's servers"), "{behind}");
 }

@@ -3,7 +3,10 @@
 //! A member creates backend registers as itself, and relays what others created as such. What no member that works would
 //! say ends the session; of a session of version 1, which has no relays, it is merely not taken.
 
-use lb_common::address::{is_martian_v4, is_martian_v6, unmapped};
+use lb_common::{
+    address::{is_martian_v4, is_martian_v6, unmapped},
+    liveness::LIVENESS_DISBELIEVED,
+};
 
 use super::{Core, Session, event::CloseReason, link::Link, records::Record, sessions::STARTS_MAX, wire::Item};
 
@@ -55,6 +58,30 @@ pub enum Absurdity {
     Backend,
 }
 
+impl Absurdity {
+    /// What `code` stands for in the datapath's maps; nothing else does.
+    pub fn of_code(code: u8) -> Option<&'static str> {
+        Some(match code {
+            1 => "it made a record as another member",
+            2 => "it has a record of a start that cannot have been",
+            3 => "the count of a record leaps",
+            4 => "a flow was idle for longer than clocks can tell",
+            5 => "no packet can be sent to the backend of a record",
+            _ => return None,
+        })
+    }
+
+    const fn code(self) -> u8 {
+        match self {
+            Self::Creator(_) => 1,
+            Self::Incarnation { .. } => 2,
+            Self::Leap { .. } => 3,
+            Self::Idle(_) => 4,
+            Self::Backend => 5,
+        }
+    }
+}
+
 impl Core {
     /// Takes in the records of a frame; all of them, or none where one cannot be.
     pub(crate) fn hear(&mut self, now: u64, session: Session, word: Word, items: &[Item]) -> Result<(), CloseReason> {
@@ -75,6 +102,17 @@ impl Core {
             }
         }
         Ok(())
+    }
+
+    /// Who was last not believed, and why, for people who read the datapath's maps.
+    pub(crate) fn disbelief(&self, now: u64) -> u32 {
+        let disbelieved = self.peers.iter().filter(|(_, peer)| peer.is_disbelieved(now));
+        let Some((&id, peer)) = disbelieved.max_by_key(|(_, peer)| peer.ended_at) else { return 0 };
+        let code = match peer.complaint {
+            Some(CloseReason::Disbelieved(absurdity)) => absurdity.code(),
+            _ => 0,
+        };
+        (u32::from(id) | u32::from(code) << 8) << LIVENESS_DISBELIEVED
     }
 
     /// The incarnation of a record that this member has made in a later start than its disk knows of.

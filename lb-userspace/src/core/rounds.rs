@@ -116,6 +116,7 @@ impl Core {
         liveness.eligible = self.eligible();
         liveness.grace_until_ns = self.epochs.grace_until();
         self.describe(&mut liveness);
+        liveness.flags |= self.disbelief(now);
         liveness.budgets = self.budgets();
         liveness.doubt_until_ns = self.doubt_until(now);
         let masks = Some((liveness.forwarding, liveness.eligible));

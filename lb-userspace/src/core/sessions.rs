@@ -97,7 +97,7 @@ impl Core {
         }
         match frame {
             Frame::Hello(hello) if link.stage == Stage::Greeting => self.greeted(now, session, &hello),
-            Frame::Hello(hello) => self.greeted_again(peer, session, &hello),
+            Frame::Hello(hello) => self.greeted_again(now, peer, session, &hello),
             Frame::Snapshot(items) => {
                 link.snapshot_heard += items.len() as u64;
                 self.hear(now, session, Word::Relayed, &items)
@@ -196,7 +196,7 @@ impl Core {
     }
 
     /// A peer that has a new configuration, or has become ready, says `Hello` again; nothing else in it may have changed.
-    fn greeted_again(&mut self, id: u8, session: Session, hello: &Hello) -> Result<(), CloseReason> {
+    fn greeted_again(&mut self, now: u64, id: u8, session: Session, hello: &Hello) -> Result<(), CloseReason> {
         let is_same = hello.cluster == self.view.cluster
             && (hello.from, hello.to) == (id, self.view.me)
             && hello.incarnation == self.watch.incarnation(id);
@@ -211,6 +211,8 @@ impl Core {
                 // What it sent before was less than all.
                 link.is_synchronized &= !is_joiner;
                 link.comparison.start_anew();
+                // By our digests it tells what we lack of all that it has now.
+                link.comparison.due = link.compares().then_some(now);
             }
         }
         self.compare_configuration(id);

@@ -148,14 +148,14 @@ fn key(client: u16) -> Key {
 }
 
 impl Net {
-    /// A cluster whose agents have been running for two seconds.
+    /// A cluster whose agents have been running for four seconds: the haste after their first epoch is over.
     fn new(members: u8) -> Self {
         let mut net = Self::idle();
         for id in 1..=members {
             net.add(view(id, members));
             net.start(id);
         }
-        net.run(2 * S);
+        net.run(4 * S);
         net
     }
 

@@ -3,7 +3,10 @@
 use std::{collections::BTreeMap, thread, time::Duration};
 
 use lb_common::{
-    liveness::{Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness, PROBE_READY},
+    liveness::{
+        Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DISBELIEVED, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness,
+        PROBE_READY,
+    },
     node::{Node, V4, V6},
     rank::{MEMBERS_MAX, bit},
     reason::{Counter, Reason, ServiceCounters},
@@ -16,6 +19,7 @@ use serde::Serialize;
 use super::words::{self, Member, NextHopFacts, Traffic};
 use crate::{
     config::{Names, Vip},
+    core::Absurdity,
     pinned::{FlowCount, Pinned, PinnedError},
 };
 
@@ -44,6 +48,8 @@ pub struct Status {
     pub agent: Agent,
     /// Which servers new flows go to.
     pub epoch: Epoch,
+    /// The member that last said what cannot be, if that was within a minute.
+    pub disbelieved: Option<Disbelieved>,
     /// How far a draining member is; `None` for one that is not draining.
     pub drain: Option<Drain>,
     /// Interfaces that the datapath is attached to.
@@ -75,6 +81,15 @@ pub struct Epoch {
     pub behind: bool,
     /// For how long flows that nobody has recorded follow the servers of before.
     pub grace_ms: Option<u64>,
+}
+
+/// A member that said what no member that works would say: each time it does, its session ends.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Disbelieved {
+    /// The member.
+    pub member: Member,
+    /// What it was.
+    pub reason: &'static str,
 }
 
 /// How far a draining member is.
@@ -281,6 +296,7 @@ pub fn status(readings: &Readings, names: &Names) -> Status {
         incarnation: node.incarnation,
         agent: agent(readings),
         epoch: epoch(readings, names),
+        disbelieved: disbelieved(readings, names),
         drain: drain(&readings.liveness),
         interfaces: readings.interfaces.clone(),
         members: members(readings, names),
@@ -399,6 +415,13 @@ fn epoch(readings: &Readings, names: &Names) -> Epoch {
         behind: liveness.flags & LIVENESS_BEHIND != 0,
         grace_ms: grace_ns.map(|left| left / 1_000_000),
     }
+}
+
+fn disbelieved(readings: &Readings, names: &Names) -> Option<Disbelieved> {
+    let [id, code, ..] = (readings.liveness.flags >> LIVENESS_DISBELIEVED).to_le_bytes();
+    let reason = Absurdity::of_code(code)?;
+    let address = readings.members.get(usize::from(id)).map_or([0; 16], |member| member.address);
+    Some(Disbelieved { member: words::member(id, address, names), reason })
 }
 
 fn drain(liveness: &Liveness) -> Option<Drain> {

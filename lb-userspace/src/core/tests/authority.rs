@@ -55,6 +55,9 @@ fn a_member_makes_records_as_itself_only() {
     }
     let told = |e: &Event| e.to_string().contains("not believed: it made a record as member 3");
     assert_eq!(net.reports(1, told), 1);
+    net.run(20 * MS);
+    let flags = net.hosts[&1].liveness.flags >> lb_common::liveness::LIVENESS_DISBELIEVED;
+    assert_eq!((flags & 0xff, Absurdity::of_code((flags >> 8) as u8).is_some()), (2, true), "for who reads the maps");
     // It goes on at once, and for a while everybody can see that something was.
     net.run(2 * S);
     assert!(net.core(1).status().peers[0].connected);

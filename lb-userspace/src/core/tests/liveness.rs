@@ -245,7 +245,12 @@ fn a_single_member_is_its_own_cluster() {
 
 #[test]
 fn records_may_be_missing_until_some_time_after_a_member_is_ready_and_after_members_came() {
-    let mut net = Net::new(2);
+    let mut net = Net::idle();
+    for id in 1..=2 {
+        net.add(view(id, 2));
+        net.start(id);
+    }
+    net.run(2 * S);
     assert!(net.hosts[&1].liveness.doubt_until_ns > net.now, "ready for less than 3 s");
     net.run(10 * S);
     assert!(net.hosts[&1].liveness.doubt_until_ns < net.now);

@@ -42,6 +42,10 @@ pub(super) fn problems(status: &Status) -> Vec<Problem> {
     }
     problems.extend(agent(status));
     problems.extend(status.members.iter().filter_map(|member| peer(member, status.agent.alive)));
+    problems.extend(status.disbelieved.iter().map(|disbelieved| {
+        let (name, reason) = (disbelieved.member.title(), disbelieved.reason);
+        degraded(format!("{name} is not believed, its session was ended: {reason}; look at its host and its key"))
+    }));
     problems.extend(status.services.iter().flat_map(service));
     for (table, name) in [(status.flows, "the flow table"), (status.flows_v6, "the table of IPv6 flows")] {
         let used = table.used.saturating_mul(100) / u64::from(table.max).max(1);
