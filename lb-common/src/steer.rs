@@ -187,15 +187,16 @@ pub fn steer_quickly<'t, K: FlowKey, T: Flows<K>>(tables: &'t T, packet: &Packet
     }
     let node = tables.node();
     let backend = tables.backend(entry.backend)?;
-    if !backend.is_in_service() {
-        return None;
-    }
     let service = backend.ring;
-    if !packet.via_peer && entry.primary != node.id && node.flags & NODE_DIRECT == 0 {
+    let is_others = !packet.via_peer && entry.primary != node.id;
+    if is_others && node.flags & NODE_DIRECT == 0 {
         let owner = living_owner(Owners { primary: entry.primary, backup: entry.backup }, forwarding(tables))?;
         if let Some(peer) = hand_off_target(tables, owner) {
             return Some(Verdict { way: Way::HandOff(peer, owner), reason: Reason::HandOffKnown, service });
         }
+    }
+    if !backend.is_in_service() {
+        return None;
     }
     let now = tick(tables.now_ns());
     // `next_step` would change nothing but the time.

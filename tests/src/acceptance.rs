@@ -6,6 +6,7 @@ mod joiner;
 mod kernel;
 mod liveness;
 mod machine;
+mod replication;
 mod shows;
 mod survival;
 
@@ -54,6 +55,11 @@ pub const ROWS: &[Row] = &[
         run: liveness::false_alarms,
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
+    Row {
+        name: "replication",
+        what: "10,000 new flows a second for 10 s: how soon both owners of each have a record of it",
+        run: replication::run,
+    },
     Row {
         name: "flood-syn",
         what: "30 s of SYNs from random sources, 100,000 flows, 1,000 connections",

@@ -11,11 +11,12 @@ use lb_common::reason::Action;
 use crate::{
     check::Check,
     cluster::{Cluster, Shape, tcp_flow},
-    command, interrupt, population,
+    interrupt, population,
     tables::Packets,
     traffic::{
-        flood::{Flood, Kind, SOURCES},
+        flood::{Flood, Kind},
         load::{Load, Plan},
+        raw,
         record::Record,
     },
 };
@@ -63,11 +64,7 @@ impl Ground {
             config.flows_max = Some(FLOWS_MAX);
         })?;
         for server in &cluster.servers {
-            // What servers do about floods is not the question here, and takes time that the flood could have.
-            let rules = format!(
-                "table ip flood {{ chain in {{ type filter hook prerouting priority raw; ip saddr {SOURCES} drop; }}; }}\n"
-            );
-            command::run_with_input(server.host.namespace.command("nft").args(["-f", "-"]), &rules)?;
+            raw::ignore_sources(&server.host.namespace)?;
         }
         population::fill(&cluster.members[0], ESTABLISHED)?;
         cluster.members.iter().try_for_each(|member| population::wait(member, ESTABLISHED))?;

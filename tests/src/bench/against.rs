@@ -13,7 +13,6 @@ use lb_common::bench::TURN;
 use super::{
     harness::{FILLING, Harness, Shot, Target},
     packets::{ACK, Destination, Family, Packet, Segment},
-    tandem,
 };
 use crate::interrupt;
 
@@ -41,16 +40,23 @@ pub(crate) fn open(pin: &Path) -> Result<ProgramFd> {
 /// Turns of one go at filling the table.
 const TURNS: u32 = 32;
 
-/// Lets the program record all flows by packets of theirs.
-pub(crate) fn fill(harness: &mut Harness, pace: &mut Pace, family: Family, to: &Destination) -> Result<()> {
+/// Lets the program record the flows of so many clients by packets of theirs.
+pub(crate) fn fill(
+    harness: &mut Harness,
+    pace: &mut Pace,
+    family: Family,
+    to: &Destination,
+    clients: u32,
+) -> Result<()> {
     let packet = Packet::new(family, to, Segment { flags: ACK, seq: 1 }, None, 64);
-    let clients = tandem::CAPACITY;
     let mut shot =
         Shot { target: Target::Against, packet: &packet, clients, base: 0, stride: FILLING, sent: 0, ifindex: 0 };
     while shot.sent < clients {
-        pace.take(TURNS * TURN)?;
-        harness.fire([Shot { target: Target::Nothing, ..shot }, shot], TURNS)?;
-        shot.sent += TURNS * TURN;
+        // Of few clients each sends many packets.
+        let turns = clients.div_ceil(TURN).min(TURNS);
+        pace.take(turns * TURN)?;
+        harness.fire([Shot { target: Target::Nothing, ..shot }, shot], turns)?;
+        shot.sent += turns * TURN;
     }
     Ok(())
 }

@@ -147,7 +147,7 @@ impl Lab {
             for lane in &self.lanes {
                 eprintln!("letting the other program record {} {family} flows on CPU {}", tandem::CAPACITY, lane.cpu);
                 measure::take_cpu(lane.cpu)?;
-                against::fill(harness, &mut Pace::new(pace), family, &options.vip)?;
+                against::fill(harness, &mut Pace::new(pace), family, &options.vip, tandem::CAPACITY)?;
             }
         }
         measure::take_cpu(options.cpu)
