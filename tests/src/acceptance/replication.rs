@@ -33,6 +33,6 @@ pub(super) fn run() -> Result<Vec<Check>> {
         Check::new("new flows a second", format!("{rate:.0}"), format!("≥ {:.0}", 0.95 * f64::from(RATE)), is_even),
         ms(0.5, 1.0),
         ms(0.99, 5.0),
-        Check::count_at_most("flows that an owner never knew", flows.lost, 0),
+        Check::count_at_most("flows of 10,000 watched that an owner never knew", flows.lost, 0),
     ])
 }
