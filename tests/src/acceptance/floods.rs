@@ -116,6 +116,7 @@ impl Ground {
         };
         Ok(vec![
             Check::new("sent", rate(sent.packets), "printed".to_owned(), sent.packets > 0),
+            Check::new("refused by a full link", rate(sent.refused), "printed".to_owned(), true),
             Check::new("delivered to servers", rate(delivered), "printed".to_owned(), delivered > 0),
             Check::count_at_most("established entries lost", lost, 0),
             Check::count_at_most("live connections broken, of 1000", broken_live as u64, 0),

@@ -1,4 +1,7 @@
-//! Floods: packets from random sources, as fast as one thread can put them on the balancers' links.
+//! Floods: packets from random sources, as fast as the balancers take them off their links.
+//!
+//! A link that is full is given time to drain. Without that the flood would fill each place that comes free, and every
+//! other sender would lose most of its packets in front of the balancer, whatever the balancer does.
 
 use std::{
     io,
@@ -7,13 +10,16 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 
 use super::raw::{BATCH, EMPTY, Link, Packet};
 use crate::{netns::Namespace, topology::Host};
+
+/// In this time a balancer empties a full link.
+const DRAINING: Duration = Duration::from_micros(500);
 
 /// What is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +37,8 @@ pub enum Kind {
 pub struct Sent {
     /// Frames that the links took.
     pub packets: u64,
+    /// Frames that a full link refused.
+    pub refused: u64,
     /// For how long.
     pub seconds: f64,
 }
@@ -70,7 +78,7 @@ impl Drop for Flood {
 
 fn send(links: &[Link], kind: Kind, stop: &AtomicBool) -> io::Result<Sent> {
     let began = Instant::now();
-    let (mut tuple, mut packets) = (0_u32, 0);
+    let (mut tuple, mut packets, mut refused) = (0_u32, 0, 0);
     let mut frames = [EMPTY; BATCH];
     for link in links.iter().cycle() {
         if stop.load(Ordering::Relaxed) {
@@ -90,7 +98,12 @@ fn send(links: &[Link], kind: Kind, stop: &AtomicBool) -> io::Result<Sent> {
             };
             link.compose(frame, packet, tuple);
         }
-        packets += link.send(&mut frames)?;
+        let taken = link.send(&mut frames)?;
+        packets += taken;
+        if taken < BATCH as u64 {
+            refused += BATCH as u64 - taken;
+            thread::sleep(DRAINING);
+        }
     }
-    Ok(Sent { packets, seconds: began.elapsed().as_secs_f64() })
+    Ok(Sent { packets, refused, seconds: began.elapsed().as_secs_f64() })
 }
