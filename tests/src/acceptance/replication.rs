@@ -10,9 +10,13 @@ use crate::{
 
 const RATE: u32 = 10_000;
 const SECONDS: u32 = 10;
+/// `flows` of each member: the budget of new flows shrinks in a table that fills, and these fill less than half of it.
+const FLOWS_MAX: u32 = 1 << 20;
 
 pub(super) fn run() -> Result<Vec<Check>> {
-    let cluster = Cluster::start(Shape { balancers: 3, servers: 3, naive: false }, |_| ())?;
+    let cluster = Cluster::start(Shape { balancers: 3, servers: 3, naive: false }, |config| {
+        config.flows_max = Some(FLOWS_MAX);
+    })?;
     for server in &cluster.servers {
         raw::ignore_sources(&server.host.namespace)?;
     }
