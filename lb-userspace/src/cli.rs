@@ -10,11 +10,14 @@ use std::{
 use clap::{Parser, Subcommand};
 
 mod cluster;
+mod completions;
+mod config;
 mod datapath;
 mod decap;
 mod explain;
 mod failure;
 mod get;
+mod man;
 mod paint;
 mod place;
 mod run;
@@ -36,6 +39,7 @@ Examples:
   tandem                                                     how is this member? (= tandem status)
   tandem get flows --vip 203.0.113.10:80                     who is connected
   tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
+  tandem config check                                        everything that is wrong with the configuration
   tandem cluster keygen                                      a new key for this member
   tandem datapath status                                     what is attached, with or without an agent
   tandem run --config /etc/tandem/tandem.toml                the agent",
@@ -60,10 +64,13 @@ enum Command {
     Status(status::Arguments),
     Get(get::Arguments),
     Explain(explain::Arguments),
+    Config(config::Arguments),
     Cluster(cluster::Arguments),
     Datapath(datapath::Arguments),
     Run(run::Arguments),
     Decap(decap::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 /// Runs the command that the process was started with.
@@ -74,10 +81,13 @@ pub fn main() -> ExitCode {
         Some(Command::Status(arguments)) => status::run(&arguments),
         Some(Command::Get(arguments)) => get::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
+        Some(Command::Config(arguments)) => config::run(&arguments),
         Some(Command::Cluster(arguments)) => cluster::run(&arguments),
         Some(Command::Datapath(arguments)) => datapath::run(&arguments),
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Decap(arguments)) => decap::run(&arguments),
+        Some(Command::Completions(arguments)) => completions::run(&arguments),
+        Some(Command::Man(arguments)) => man::run(&arguments),
     };
     match result {
         Ok(exit) => exit.into(),

@@ -20,9 +20,12 @@ use lb_common::{
 
 use crate::identity::{MemberKey, PublicKey};
 
+mod catalogue;
 mod cluster;
 mod digest;
 mod draft;
+mod effective;
+mod example;
 mod host;
 mod key;
 mod names;
@@ -35,6 +38,8 @@ mod tests;
 mod value;
 mod vip;
 
+pub use effective::Effective;
+pub use example::{Example, OwnMember};
 pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
@@ -268,6 +273,35 @@ impl Config {
             (Some(config), problems) if problems.is_empty() => Ok(config),
             (_, problems) => Err(ConfigError::Invalid { path: path.to_owned(), text: text.to_owned(), problems }),
         }
+    }
+
+    /// What `text` says by itself, wherever it is read: nothing about key files, interfaces, or which member this is.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it.
+    pub fn check_text(text: &str, path: &Path) -> Result<(), ConfigError> {
+        let problems = problem::Problems::default();
+        draft::Draft::read(text, &problems);
+        match problems.into_sorted() {
+            problems if problems.is_empty() => Ok(()),
+            problems => Err(ConfigError::Invalid { path: path.to_owned(), text: text.to_owned(), problems }),
+        }
+    }
+
+    /// All settings that `text` means on `host`, those that it leaves out among them.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::parse`].
+    pub fn effective(text: &str, path: &Path, host: &Host<'_>) -> Result<Effective, ConfigError> {
+        let config = Self::parse(text, path, host)?;
+        Ok(Effective::of(text, &config, host))
+    }
+
+    /// A JSON schema of the file.
+    pub fn schema() -> serde_json::Value {
+        catalogue::Catalogue::read("", catalogue::Recorder::of_everything()).schema()
     }
 
     /// A hash of everything that the members must agree on: equal for equal meaning, however the files are

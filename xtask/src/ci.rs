@@ -34,7 +34,7 @@ pub(crate) fn run(root: &Path) -> Result<ExitCode> {
     let mut mutants = Command::new(step::release_program(launch::SIMULATOR)?);
     check("Planted faults, which the simulator must find", mutants.arg("--mutants"))?;
     if fuzz::is_possible() {
-        fuzz::run(root, FUZZ_SECONDS)?;
+        fuzz::run(root, fuzz::What::Packets, FUZZ_SECONDS)?;
     } else {
         step::heading("A short search by the fuzzer: skipped, it needs a C++ compiler");
     }

@@ -1,6 +1,7 @@
-//! The coverage-guided fuzzer: libFuzzer over the crate `model`, instrumented by options that the stable compiler has.
+//! The coverage-guided fuzzers: libFuzzer over the crate `model` and over the configuration's reader, instrumented by options that
+//! the stable compiler has.
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
@@ -19,26 +20,54 @@ const FLAGS: &str = "build.rustflags=[\
 /// Longer than the longest of the seeds: tables and sixteen frames.
 const INPUT_BYTES: u32 = 16_384;
 
+/// What is fuzzed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum What {
+    /// Tables and packets, in the datapath's model
+    Packets,
+    /// The text of a configuration
+    Configuration,
+}
+
+impl What {
+    /// The package and its program.
+    fn program(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Packets => ("model", "tandem-fuzz"),
+            Self::Configuration => ("lb-userspace", "tandem-fuzz-config"),
+        }
+    }
+
+    /// Where inputs that broke something are kept; unit tests run them.
+    fn regressions(self, root: &Path) -> PathBuf {
+        match self {
+            Self::Packets => root.join("model").join("regressions"),
+            Self::Configuration => root.join("lb-userspace").join("tests").join("fuzzed"),
+        }
+    }
+}
+
 /// Fuzzes for so long. What breaks is put among the regressions, which the unit tests run.
-pub(crate) fn run(root: &Path, seconds: u64) -> Result<ExitCode> {
+pub(crate) fn run(root: &Path, what: What, seconds: u64) -> Result<ExitCode> {
     if !is_possible() {
         bail!("libFuzzer is C++ and there is no compiler for it: run `sudo apt-get install g++`");
     }
+    let (package, program) = what.program();
     let folder = step::target_dir()?.join("fuzz");
     let host = host()?;
     step::heading("Building the fuzzer");
     step::run(
         step::cargo(root, "build")
-            .args(["--release", "--package", "model", "--features", "engine", "--bin", "tandem-fuzz"])
+            .args(["--release", "--package", package, "--features", "engine", "--bin", program])
             .args(["--target", &host, "--config", FLAGS, "--target-dir"])
             .arg(&folder),
     )?;
-    let [corpus, seeds] = ["corpus", "seeds"].map(|name| folder.join(name));
-    let regressions = root.join("model").join("regressions");
-    for folder in [&corpus, &seeds] {
+    let [corpus, seeds] = ["corpus", "seeds"].map(|name| folder.join(program).join(name));
+    let regressions = what.regressions(root);
+    for folder in [&corpus, &seeds, &regressions] {
         fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
-    let mut fuzzer = Command::new(folder.join(host).join("release").join("tandem-fuzz"));
+    let mut fuzzer = Command::new(folder.join(host).join("release").join(program));
     fuzzer
         .args([&corpus, &seeds, &regressions])
         .arg(format!("-max_total_time={seconds}"))
@@ -47,7 +76,9 @@ pub(crate) fn run(root: &Path, seconds: u64) -> Result<ExitCode> {
         .args(["-timeout=10", "-print_final_stats=1"])
         .env("TANDEM_SEEDS", &seeds);
     step::heading(&step::line(&fuzzer));
-    step::run(&mut fuzzer).context("an input was found that breaks what must hold; it is in model/regressions now")?;
+    step::run(&mut fuzzer).with_context(|| {
+        format!("an input was found that breaks what must hold; it is in {} now", regressions.display())
+    })?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -106,12 +106,16 @@ Examples:
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Look for packets and tables that break what must hold of every packet, guided by coverage
+    /// Look for inputs that break what must hold of all of them, guided by coverage: packets and tables, or configurations
     #[command(before_long_help = "\
 Examples:
   cargo xtask fuzz
-  cargo xtask fuzz --seconds 3600")]
+  cargo xtask fuzz --seconds 3600
+  cargo xtask fuzz --what configuration --seconds 600")]
     Fuzz {
+        /// Inputs of what
+        #[arg(long, value_enum, default_value_t = fuzz::What::Packets)]
+        what: fuzz::What,
         /// How long
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
@@ -163,7 +167,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             };
             tiers::run(&root, tier.as_deref(), &filter)
         }
-        Task::Fuzz { seconds } => fuzz::run(&root, seconds),
+        Task::Fuzz { what, seconds } => fuzz::run(&root, what, seconds),
         Task::Ci => ci::run(&root),
     }
 }

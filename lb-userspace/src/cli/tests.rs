@@ -38,7 +38,8 @@ fn long_help_begins_with_examples_and_an_example_of_each_parses() {
             let help = command.get_before_long_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.starts_with("Examples:\n  tandem "), "{} has no examples", command.get_name());
             for example in help.lines().filter_map(|line| line.strip_prefix("  tandem")) {
-                let words = example.split("   ").next().unwrap_or_default().split(" | ").next().unwrap_or_default();
+                let words =
+                    example.split("   ").next().unwrap_or_default().split(['|', '>']).next().unwrap_or_default();
                 let words = std::iter::once("tandem").chain(words.split_whitespace());
                 if let Err(error) = Cli::try_parse_from(words) {
                     panic!("{example}: {error}");
@@ -334,4 +335,19 @@ fn json_has_the_fields_that_programs_rely_on() {
     assert_eq!(json["services"][0]["vip"], "203.0.113.10:80/tcp");
     assert_eq!(json["flows"]["used"], 12_345);
     assert_eq!(json["packets"][1]["reason"], "drop_fragment_no_head");
+}
+
+#[test]
+fn completions_and_pages_know_every_command() {
+    let bash = completions::script(clap_complete::Shell::Bash);
+    let pages = man::pages().unwrap();
+    let page = |name: &str| pages.iter().find(|(file, _)| file == name).map(|(_, page)| page.as_str());
+    assert_eq!(pages[0].0, "tandem.1");
+    for command in Cli::command().get_subcommands() {
+        let name = command.get_name();
+        assert!(bash.contains(&format!("tandem,{name})")), "{name} is not completed");
+        assert!(page(&format!("tandem-{name}.1")).is_some_and(|page| page.contains("tandem ")), "{name} has no page");
+    }
+    let check = page("tandem-config-check.1").unwrap();
+    assert!(check.contains("\\-\\-elsewhere") && check.contains("EXAMPLES\n.nf\n  tandem config check"), "{check}");
 }

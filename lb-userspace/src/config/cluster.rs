@@ -95,6 +95,7 @@ impl ClusterDraft {
         if let (Some(at), Some(timeouts)) = (timeouts_at, draft.timeouts) {
             reject_hasty(draft.handoff, timeouts, at, problems);
         }
+        section.demand("member");
         section.finish();
         draft
     }

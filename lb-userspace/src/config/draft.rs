@@ -40,6 +40,7 @@ impl Draft {
             problems.push(Problem::new("the file has no version").help(format!("begin it with `version = {VERSION}`")));
         }
         let version = file.optional::<Integer<0, { u64::MAX }>>("version");
+        file.demand("version");
         if let Some(version) = version.filter(|version| version.get_ref().0 != VERSION) {
             let problem = Problem::new("the file is of a version that this program does not read");
             let problem = problem.at(version.span(), format!("version {VERSION} expected"));
@@ -49,6 +50,7 @@ impl Draft {
         let cluster = ClusterDraft::read(file.table("cluster", "[cluster]"), problems);
         let services = service::read_all(file.tables("service", "[[service]]"), problems);
         let node = NodeDraft::read(file.table("node", "[node]"), problems);
+        file.demand("cluster");
         file.finish();
         service::reject_conflicts(&services, &cluster, problems);
         Some(Self { cluster, services, node })

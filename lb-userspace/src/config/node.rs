@@ -84,6 +84,7 @@ impl NodeDraft {
             too_big: section.or("too_big", TooBig::Answer),
             budgets: read_budgets(section.table("budgets", "node.budgets")),
         };
+        section.demand("interfaces");
         section.finish();
         let interfaces = draft.interfaces.iter();
         reject_duplicates(interfaces.map(|name| (name.get_ref(), name.span())), problems, |name| {

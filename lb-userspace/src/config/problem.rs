@@ -9,6 +9,8 @@ use std::{
 
 use annotate_snippets::{AnnotationKind, Group, Level, Origin, Renderer, Snippet, renderer::DecorStyle};
 
+use super::catalogue::{Catalogue, Recorder};
+
 /// Why there is no configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ConfigError {
@@ -42,15 +44,33 @@ pub struct Problem {
 
 /// Collects problems from readers that go on after the first.
 #[derive(Debug, Default)]
-pub(super) struct Problems(RefCell<Vec<Problem>>);
+pub(super) struct Problems {
+    found: RefCell<Vec<Problem>>,
+    /// Takes down which keys the readers know, where somebody wants to know that.
+    recorder: Option<Recorder>,
+}
 
 impl Problems {
+    /// The same readers, and what they ask for is taken down.
+    pub(super) fn recorded(recorder: Recorder) -> Self {
+        Self { found: RefCell::default(), recorder: Some(recorder) }
+    }
+
+    pub(super) fn recorder(&self) -> Option<&Recorder> {
+        self.recorder.as_ref()
+    }
+
+    /// What was taken down.
+    pub(super) fn into_catalogue(self) -> Catalogue {
+        self.recorder.map(Recorder::finish).unwrap_or_default()
+    }
+
     pub(super) fn push(&self, problem: Problem) {
-        self.0.borrow_mut().push(problem);
+        self.found.borrow_mut().push(problem);
     }
 
     pub(super) fn into_sorted(self) -> Vec<Problem> {
-        let mut problems = self.0.into_inner();
+        let mut problems = self.found.into_inner();
         problems.sort_by_key(|problem| problem.at.as_ref().map_or(usize::MAX, |(span, _)| span.start));
         problems
     }

@@ -2,14 +2,18 @@
 //!
 //! A derived deserializer stops at its first error; this reader is as much code as the structs it would need.
 
-use std::ops::Range;
+use std::{ops::Range, sync::LazyLock};
 
+use serde_json::{Value as Json, json};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
 };
 
-use super::problem::{Problem, Problems};
+use super::{
+    catalogue::{Form, Key, Table, plain},
+    problem::{Problem, Problems},
+};
 
 /// A type that one TOML value becomes.
 pub(super) trait Value: Sized {
@@ -18,7 +22,20 @@ pub(super) trait Value: Sized {
 
     /// The value, or why it is none, in a few words; empty when `what` says it all.
     fn read(value: &DeValue<'_>) -> Result<Self, String>;
+
+    /// What `read` takes, as far as a JSON schema can say it.
+    fn schema() -> Json {
+        json!({})
+    }
+
+    /// As it would be written; for types with defaults.
+    fn written(&self) -> Option<toml::Value> {
+        None
+    }
 }
+
+/// What a table that is not there is read as, where that is wanted.
+static EMPTY: LazyLock<DeTable<'static>> = LazyLock::new(DeTable::new);
 
 /// A table that is being read.
 pub(super) struct Section<'a> {
@@ -29,12 +46,17 @@ pub(super) struct Section<'a> {
     known: Vec<&'static str>,
     /// Required keys that are not there, and what they are.
     missing: Vec<(&'static str, String)>,
+    /// Where it is, and what was asked for, if somebody takes that down.
+    record: Option<(String, Vec<Key>)>,
+    /// Whether the file has it.
+    is_real: bool,
     problems: &'a Problems,
 }
 
 impl<'a> Section<'a> {
     pub(super) fn new(title: &'static str, table: &'a Spanned<DeTable<'a>>, problems: &'a Problems) -> Self {
-        Self::of(title, table.get_ref(), table.span(), problems)
+        let record = problems.recorder().map(|_| (String::new(), Vec::new()));
+        Self { record, ..Self::of(title, table.get_ref(), table.span(), problems) }
     }
 
     /// Where the table begins.
@@ -51,18 +73,24 @@ impl<'a> Section<'a> {
         if !self.has(key) {
             self.missing.push((key, T::what()));
         }
-        self.optional(key)
+        let read = self.optional(key);
+        self.demand(key);
+        read
     }
 
     /// The value of `key`, if it is there.
     pub(super) fn optional<T: Value>(&mut self, key: &'static str) -> Option<Spanned<T>> {
-        let value = self.value(key)?;
-        self.read(key, value)
+        let value = self.value(key);
+        self.note(key, T::what, || Form::Value(T::schema()), || value.map(|value| plain(value.get_ref())));
+        self.read(key, value?)
     }
 
     /// The value of `key`, or `default`; `None` only for a wrong value.
     pub(super) fn or<T: Value>(&mut self, key: &'static str, default: T) -> Option<T> {
-        match self.value(key) {
+        let value = self.value(key);
+        let written = || value.map_or_else(|| default.written(), |value| Some(plain(value.get_ref())));
+        self.note(key, T::what, || Form::Value(T::schema()), written);
+        match value {
             Some(value) => self.read(key, value).map(Spanned::into_inner),
             None => Some(default),
         }
@@ -79,7 +107,9 @@ impl<'a> Section<'a> {
 
     /// The valid elements of the list at `key`.
     pub(super) fn list<T: Value>(&mut self, key: &'static str) -> Vec<Spanned<T>> {
-        let Some(value) = self.value(key) else { return Vec::new() };
+        let value = self.value(key);
+        self.note(key, String::new, || Form::List(T::schema()), || value.map(|value| plain(value.get_ref())));
+        let Some(value) = value else { return Vec::new() };
         let DeValue::Array(array) = value.get_ref() else {
             self.mistyped(key, "a list", value);
             return Vec::new();
@@ -89,19 +119,36 @@ impl<'a> Section<'a> {
 
     /// The table at `key`, if it is there.
     pub(super) fn table(&mut self, key: &'static str, title: &'static str) -> Option<Self> {
-        let value = self.value(key)?;
-        self.section(key, title, value)
+        let value = self.value(key);
+        self.note(key, String::new, || Form::Table, || None);
+        match value {
+            Some(value) => self.section(key, key, title, value),
+            None => self.example(key, title),
+        }
     }
 
     /// The tables of the list at `key`, and where the list is.
     pub(super) fn tables(&mut self, key: &'static str, title: &'static str) -> Option<Spanned<Vec<Self>>> {
-        let value = self.value(key)?;
+        let Some(value) = self.value(key) else {
+            self.note(key, String::new, || Form::Tables(1), || None);
+            let is_wanted = self.problems.recorder().is_some_and(|recorder| recorder.has_examples);
+            let example = if is_wanted { self.example(&format!("{key}/0"), title) } else { None };
+            return example.map(|example| Spanned::new(self.span(), vec![example]));
+        };
         let DeValue::Array(array) = value.get_ref() else {
             self.mistyped(key, "a list of tables", value);
             return None;
         };
-        let tables = array.iter().filter_map(|element| self.section(key, title, element)).collect();
-        Some(Spanned::new(value.span(), tables))
+        self.note(key, String::new, || Form::Tables(array.len()), || None);
+        let tables = array.iter().enumerate();
+        let tables = tables.filter_map(|(at, element)| self.section(key, &format!("{key}/{at}"), title, element));
+        Some(Spanned::new(value.span(), tables.collect()))
+    }
+
+    /// Takes down that `key`, which was asked for, must be there.
+    pub(super) fn demand(&mut self, key: &str) {
+        let keys = self.record.iter_mut().flat_map(|(_, keys)| keys);
+        keys.filter(|known| known.name == key).for_each(|known| known.is_required = true);
     }
 
     /// Complains about required keys that are not there, and keys that nobody asked for.
@@ -119,10 +166,14 @@ impl<'a> Section<'a> {
             let problem = Problem::new(format!("`{key}` is missing in {}", self.title)).at(self.span(), "");
             self.problems.push(problem.help(format!("`{key}` is {what}")));
         }
+        if let (Some((pointer, keys)), Some(recorder)) = (self.record, self.problems.recorder()) {
+            let is_whole = self.is_real || self.missing.is_empty();
+            recorder.push(pointer, Table { title: self.title, keys, is_whole });
+        }
     }
 
     fn of(title: &'static str, table: &'a DeTable<'a>, span: Range<usize>, problems: &'a Problems) -> Self {
-        Self { title, table, span, known: Vec::new(), missing: Vec::new(), problems }
+        Self { title, table, span, known: Vec::new(), missing: Vec::new(), record: None, is_real: true, problems }
     }
 
     fn value(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
@@ -141,12 +192,36 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn section(&self, key: &str, title: &'static str, value: &'a Spanned<DeValue<'a>>) -> Option<Self> {
+    /// The table that `value`, found at `key`, must be; `step` leads to it from here.
+    fn section(&self, key: &str, step: &str, title: &'static str, value: &'a Spanned<DeValue<'a>>) -> Option<Self> {
         let DeValue::Table(table) = value.get_ref() else {
             self.mistyped(key, "a table", value);
             return None;
         };
-        Some(Self::of(title, table, value.span(), self.problems))
+        Some(Self { record: self.record_at(step), ..Self::of(title, table, value.span(), self.problems) })
+    }
+
+    /// An empty table in the place of one that is not there, so that its keys are asked for: only where that is taken down.
+    fn example(&self, step: &str, title: &'static str) -> Option<Self> {
+        let record = Some(self.record_at(step)?);
+        Some(Self { record, is_real: false, ..Self::of(title, &EMPTY, self.span(), self.problems) })
+    }
+
+    fn record_at(&self, step: &str) -> Option<(String, Vec<Key>)> {
+        let (pointer, _) = self.record.as_ref()?;
+        Some((format!("{pointer}/{step}"), Vec::new()))
+    }
+
+    fn note(
+        &mut self,
+        name: &'static str,
+        what: impl FnOnce() -> String,
+        form: impl FnOnce() -> Form,
+        value: impl FnOnce() -> Option<toml::Value>,
+    ) {
+        if let Some((_, keys)) = &mut self.record {
+            keys.push(Key { name, what: what(), form: form(), is_required: false, value: value() });
+        }
     }
 
     fn mistyped(&self, key: &str, what: &str, value: &Spanned<DeValue<'_>>) {

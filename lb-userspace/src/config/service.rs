@@ -88,6 +88,8 @@ fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
             .map(|tables| read_backends(tables, problems))
             .unwrap_or_default(),
     };
+    section.demand("vip");
+    section.demand("backends");
     section.finish();
     draft
 }

@@ -13,6 +13,8 @@ use proptest::prelude::*;
 
 use super::*;
 
+mod shown;
+
 const VALID: &str = r#"version = 1
 
 [cluster]
@@ -204,9 +206,9 @@ fn the_core_has_the_same_defaults() {
     assert_eq!((cluster.probe_interval, u32::from(cluster.probe_misses)), (probing.interval, probing.misses));
 }
 
-#[test]
-fn everything_can_be_written() {
-    let text = VALID
+/// A file that leaves nothing to defaults.
+fn everything() -> String {
+    VALID
         .replace(
             "hash_key_file",
             r#"generation = 7
@@ -231,8 +233,12 @@ interfaces"#,
         )
         .replace("name = \"web\"", "name = \"web\"\naffinity = \"source\"\necho = false\nidle_timeout = \"20s\"")
         .replace("80/tcp\"]", "80/tcp\", \"203.0.113.10:any/udp\", \"[2001:db8::10]:443/sctp\"]")
-        .replace("name = \"lb1\"\naddress", "name = \"lb1\"\nsecond_address = \"2001:db8:1::11\"\nhand_off_source = \"10.98.1.0/24\"\naddress");
-    let config = Directory::new().parse(&text).unwrap();
+        .replace("name = \"lb1\"\naddress", "name = \"lb1\"\nsecond_address = \"2001:db8:1::11\"\nhand_off_source = \"10.98.1.0/24\"\naddress")
+}
+
+#[test]
+fn everything_can_be_written() {
+    let config = Directory::new().parse(&everything()).unwrap();
     let cluster = &config.cluster;
     assert_eq!((cluster.generation, cluster.port), (7, 7401));
     assert_eq!((cluster.probe_interval, cluster.probe_misses), (Duration::from_millis(10), 3));
@@ -425,6 +431,18 @@ proptest! {
         tokens in prop::collection::vec(prop::sample::select(VALID.split_inclusive([' ', '\n']).collect::<Vec<_>>()), 0..60)
     ) {
         Config::parse(&tokens.concat(), Path::new("tandem.toml"), &host()).map_err(|error| error.to_string()).ok();
+    }
+}
+
+/// Inputs that once made the reader panic, as the fuzzer left them.
+#[test]
+fn what_the_fuzzer_found_makes_no_reader_panic() {
+    let found = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fuzzed"));
+    for file in found.into_iter().flatten() {
+        let bytes = std::fs::read(file.unwrap().path()).unwrap();
+        let text = String::from_utf8_lossy(&bytes);
+        Config::check_text(&text, Path::new("tandem.toml")).map_err(|error| error.render(true)).ok();
+        Config::parse(&text, Path::new("tandem.toml"), &host()).map_err(|error| error.render(true)).ok();
     }
 }
 

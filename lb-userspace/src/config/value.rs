@@ -13,6 +13,7 @@ use lb_common::{
     address::{is_martian_v4, is_martian_v6},
     rank::{self, MEMBERS_MAX},
 };
+use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
 use super::section::{Value, found, nearest};
@@ -57,6 +58,10 @@ impl Value for MemberId {
         let Integer::<0, { u64::MAX }>(id) = Integer::read(value)?;
         u8::try_from(id).ok().and_then(Self::new).ok_or_else(|| "out of range".into())
     }
+
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": 1, "maximum": MEMBERS_MAX })
+    }
 }
 
 /// A member's public keys: one, or two while one replaces the other.
@@ -80,6 +85,11 @@ impl Value for PublicKeys {
             }
             Some(array) => Err(format!("these are {}", array.len())),
         }
+    }
+
+    fn schema() -> Json {
+        let one = json!({ "type": "string", "minLength": 44, "maxLength": 44 });
+        json!({ "anyOf": [one, { "type": "array", "items": one, "minItems": 1, "maxItems": PUBLIC_KEYS_MAX }] })
     }
 }
 
@@ -125,6 +135,10 @@ impl Value for Name {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         text(value)?.parse()
     }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": format!("^[A-Za-z0-9._-]{{1,{NAME_MAX}}}$") })
+    }
 }
 
 /// The name of a network interface; whether it exists is the host's business.
@@ -168,6 +182,10 @@ impl Value for InterfaceName {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         text(value)?.parse()
     }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "minLength": 1, "maxLength": libc::IFNAMSIZ - 1 })
+    }
 }
 
 /// A backend's share of new flows, relative to the others: 0 (none) to [`Weight::MAX`].
@@ -195,6 +213,14 @@ impl Value for Weight {
         let Integer::<0, { Self::MAX as u64 }>(weight) = Integer::read(value)?;
         Ok(Self(weight as u16))
     }
+
+    fn schema() -> Json {
+        Integer::<0, { Self::MAX as u64 }>::schema()
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        Some(toml::Value::Integer(self.0.into()))
+    }
 }
 
 macro_rules! choices {
@@ -215,6 +241,14 @@ macro_rules! choices {
                         .map(|near| format!("did you mean {near:?}?"))
                         .unwrap_or_default()),
                 }
+            }
+
+            fn schema() -> Json {
+                json!({ "enum": [$($text),*] })
+            }
+
+            fn written(&self) -> Option<toml::Value> {
+                Some(match self { $(Self::$choice => $text,)* }.into())
             }
         }
     )*};
@@ -288,6 +322,14 @@ impl Value for bool {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         value.as_bool().ok_or_else(|| found(value))
     }
+
+    fn schema() -> Json {
+        json!({ "type": "boolean" })
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        Some((*self).into())
+    }
 }
 
 impl Value for PathBuf {
@@ -301,6 +343,10 @@ impl Value for PathBuf {
             path => Ok(path.into()),
         }
     }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "minLength": 1 })
+    }
 }
 
 impl Value for String {
@@ -310,6 +356,10 @@ impl Value for String {
 
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         text(value).map(str::to_owned)
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string" })
     }
 }
 
@@ -328,6 +378,10 @@ impl Value for IpAddr {
             Ok(address) => Ok(address),
             Err(_) => Err(String::new()),
         }
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
     }
 }
 
@@ -397,6 +451,10 @@ impl Value for Prefix {
         }
         Ok(Self { address, length })
     }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": "^[0-9A-Fa-f.:]+/[0-9]{1,3}$" })
+    }
 }
 
 /// An integer of `MIN..=MAX`.
@@ -411,6 +469,14 @@ impl<const MIN: u64, const MAX: u64> Value for Integer<MIN, MAX> {
         let integer = value.as_integer().ok_or_else(|| found(value))?;
         let number = u64::from_str_radix(integer.as_str(), integer.radix()).ok();
         number.filter(|number| (MIN..=MAX).contains(number)).map(Self).ok_or_else(|| "out of range".into())
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "integer", "minimum": MIN, "maximum": MAX })
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        i64::try_from(self.0).ok().map(toml::Value::Integer)
     }
 }
 
@@ -427,6 +493,14 @@ impl<const MIN: u64, const MAX: u64> Value for Period<MIN, MAX> {
         let duration = humantime::parse_duration(text(value)?).map_err(|error| error.to_string())?;
         let allowed = Duration::from_millis(MIN)..=Duration::from_millis(MAX);
         if allowed.contains(&duration) { Ok(Self(duration)) } else { Err("out of range".into()) }
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": "^([0-9]+ *[a-zµ]+ *)+$" })
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        Some(humantime::format_duration(self.0).to_string().into())
     }
 }
 

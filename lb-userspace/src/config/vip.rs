@@ -12,6 +12,7 @@ use lb_common::{
     service::ServiceKey,
 };
 use serde::{Serialize, Serializer};
+use serde_json::{Value as Json, json};
 use toml::de::DeValue;
 
 use super::{address, section::Value, value::text};
@@ -154,5 +155,10 @@ impl Value for Vip {
 
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         text(value)?.parse()
+    }
+
+    fn schema() -> Json {
+        let pattern = r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):(any|[0-9]{1,5})/(tcp|udp|sctp)$";
+        json!({ "type": "string", "pattern": pattern })
     }
 }
