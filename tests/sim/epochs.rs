@@ -108,17 +108,18 @@ impl World {
     /// Members that own new flows, and are well, place them alike.
     pub(crate) fn inspect_epochs(&mut self) {
         let (now, since) = (self.now, self.now.saturating_sub(SETTLED));
-        let owners: Vec<&Host> = self.hosts.values().filter(|host| host.has_owned_since(now, since)).collect();
+        let owners = self.hosts.values().filter(|host| host.has_owned_since(now, since));
+        let owners: Vec<(&Host, Vec<Option<Address>>)> = owners.map(|host| (host, self.answers(host))).collect();
         let mut differing = BTreeMap::new();
-        for (at, one) in owners.iter().enumerate() {
-            for other in &owners[at + 1..] {
+        for (at, (one, answers)) in owners.iter().enumerate() {
+            for (other, other_answers) in &owners[at + 1..] {
                 let knows = |a: &Host, b: &Host| a.acquainted.get(&b.id).is_some_and(|&at| at <= since);
                 let are_acquainted = knows(one, other) && knows(other, one);
                 if !are_acquainted || !self.network.worked_since(one.id, other.id, since) {
                     continue;
                 }
                 let pair = (one.id, other.id);
-                if self.answers(one) != self.answers(other) {
+                if answers != other_answers {
                     differing.insert(pair, self.differing.get(&pair).copied().unwrap_or(now));
                 }
             }
