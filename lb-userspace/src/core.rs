@@ -374,6 +374,12 @@ impl Core {
 
     /// A picture of what the core knows.
     pub fn status(&self) -> Status {
+        let peers = self.peers.iter().map(|(&id, peer)| self.peer_status(id, peer)).collect();
+        Status { peers, ..self.own_status() }
+    }
+
+    /// The same without a word of any peer.
+    pub fn own_status(&self) -> Status {
         Status {
             ready: self.ready,
             incarnation: self.incarnation,
@@ -388,8 +394,13 @@ impl Core {
             repaired: self.repaired,
             parked: self.parked.len(),
             parked_dropped: self.parked.dropped,
-            peers: self.peers.iter().map(|(&id, peer)| self.peer_status(id, peer)).collect(),
+            peers: Vec::new(),
         }
+    }
+
+    /// Flows that wait to be sent to the peer for whom most do.
+    pub fn longest_queue(&self) -> usize {
+        self.links.values().map(Link::queued).max().unwrap_or_default()
     }
 
     /// The record of a flow, for tests and `tandem` to look at.
@@ -419,7 +430,7 @@ impl Core {
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
             agrees: link.is_some_and(|link| link.comparison.knows_all()),
-            queued: link.map_or(0, |link| link.urgent.len() + link.lazy.len()),
+            queued: link.map_or(0, Link::queued),
             overflows: peer.overflows,
             outstanding: link.filter(|link| link.acknowledges()).map_or(0, |link| link.acknowledgements.outstanding()),
         }

@@ -224,6 +224,12 @@ impl Datapath {
         self.pending.borrow().get(key).is_some_and(|pending| pending.kind == PENDING_SYN)
     }
 
+    /// Whether it takes a peer to be alive.
+    pub(crate) fn sees(&self, id: u8) -> bool {
+        let vouched = if self.liveness.lease_until_ns < self.now_ns { self.heard_lately() } else { u64::MAX };
+        self.liveness.forwarding & vouched & bit(id) != 0
+    }
+
     /// Where a flow without an entry goes: the backend in slot `at` of the service's ring.
     pub(crate) fn stateless(&self, service: &ServiceKey, at: usize) -> Option<Address> {
         self.backend_address(self.ring(self.service(service)?.ring, at))

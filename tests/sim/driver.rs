@@ -12,6 +12,7 @@ use crate::{
     agenda::Happening,
     invariants::Invariant,
     mutation::Mutation,
+    owners::Owned,
     time::{MS, Ns, US},
     traitor::is_forged,
     world::World,
@@ -68,6 +69,12 @@ impl World {
         for input in inputs {
             let dropped = self.mutation == Mutation::ObservesNothing && matches!(input, Input::Observed { .. });
             if !dropped {
+                if let Input::Observed { key, entry } = &input
+                    && agent.ownership.see(*key, Owned::of(entry))
+                {
+                    // What a packet made may be told to peers before it is written again.
+                    self.owned.insert((*key, Owned::of(entry)));
+                }
                 agent.core.handle(local, input);
             }
         }
@@ -85,8 +92,7 @@ impl World {
             agent.core.handle(local, Input::Tick);
         }
         self.carry_out(member, run);
-        self.note_readiness(member);
-        self.check_core(member);
+        self.note_status(member);
         self.sleep(member);
     }
 
@@ -126,11 +132,12 @@ impl World {
         }
     }
 
-    fn note_readiness(&mut self, member: u8) {
+    /// Notes what the core says of itself, and whether it keeps within its bounds.
+    fn note_status(&mut self, member: u8) {
         let now = self.now;
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let Some(agent) = &mut host.agent else { return };
-        let status = agent.core.status();
+        let (status, queued) = (agent.core.own_status(), agent.core.longest_queue());
         host.overfull += u64::from(status.records >= self.plan.limits.flows);
         agent.epochs.take(now, &status);
         agent.draining_since = status.drain.map(|_| agent.draining_since.unwrap_or(now));
@@ -139,6 +146,7 @@ impl World {
             host.vouched_until = now;
             agent.ready_since = is_ready.then_some(now);
         }
+        self.check_core(member, &status, queued);
     }
 
     /// Plans the next time the agent runs; a busy host is late.
@@ -186,6 +194,7 @@ impl World {
         if is_forged(wanted.term) {
             self.violate(Invariant::NoForgery, || format!("member {member} believes {wanted:?}"));
         }
+        self.judge_owners(member, &key, &wanted);
         let mutation = self.mutation;
         let Some(host) = self.hosts.get_mut(&member) else { return };
         let Some(datapath) = &host.datapath else { return };

@@ -186,7 +186,7 @@ impl World {
             }
             Fault::Mend(a, b) => self.network.mend(self.now, a, b),
             Fault::EndTwins => self.network.twins_permille = 0,
-            Fault::EndLoss => self.network.loss_permille = 0,
+            Fault::EndLoss => self.network.lose(self.now, 0),
             Fault::Recall(member) => self.route(member, true),
             Fault::Heal => self.heal(),
             Fault::Silence => self.silent = true,
@@ -222,7 +222,8 @@ impl World {
             }
             Kind::Loss => {
                 self.stats.count("links lose packets");
-                self.network.loss_permille = self.rng.pick(&[10, 50, 200]).unwrap_or(10);
+                let permille = self.rng.pick(&[10, 50, 200]).unwrap_or(10);
+                self.network.lose(self.now, permille);
                 self.mend_later(Fault::EndLoss, 2 * S);
             }
             Kind::Reshuffle => {

@@ -68,8 +68,10 @@ impl World {
     pub(crate) fn thaw(&mut self, member: u8) {
         if let Some(host) = self.hosts.get_mut(&member) {
             host.frozen.1 = host.frozen.1.min(self.now);
-            host.in_nic = 0;
             host.clock_goes_on(self.now);
+            for (waited, happening) in (1..).zip(host.nic.drain(..)) {
+                self.agenda.plan(self.now + waited * US, happening);
+            }
         }
         self.wake_at(member, self.now);
     }
@@ -79,10 +81,8 @@ impl World {
         let Some(host) = self.hosts.get_mut(&member).filter(|host| host.up && host.is_frozen(self.now)) else {
             return false;
         };
-        if host.in_nic < NIC {
-            host.in_nic += 1;
-            let at = host.frozen.1 + host.in_nic as Ns * US;
-            self.agenda.plan(at, happening());
+        if host.nic.len() < NIC {
+            host.nic.push(happening());
         }
         true
     }

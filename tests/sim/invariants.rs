@@ -7,7 +7,7 @@ use lb_common::{
     flow::{FlowEntry, FlowKey as _, UDP},
     rank::bit,
 };
-use lb_userspace::core::Key;
+use lb_userspace::core::{Key, Status};
 
 use crate::{
     agenda::flow_name,
@@ -263,10 +263,14 @@ impl World {
         };
         // Whoever handed it over decided by its own masks; one that was handed back is so by a peer's.
         let handed_by = delivery.segment.handed_by;
-        let mut handers = self.hosts.keys().copied().filter(|&id| handed_by & bit(id) != 0);
-        if !handers.all(|id| is_sound(id) && self.network.worked_since(id, owner.id, since)) {
+        let handers: Vec<&Host> = self.hosts.values().filter(|host| handed_by & bit(host.id) != 0).collect();
+        if !handers.iter().all(|host| is_sound(host.id) && self.network.worked_since(host.id, owner.id, since)) {
             return;
         }
+        // Where links lose packets anybody may be taken for dead, and who decided may have known of nobody else.
+        let is_lossy = self.network.has_lost_since(since);
+        let sees = |host: &Host, id: u8| host.datapath.as_ref().is_some_and(|datapath| datapath.sees(id));
+        let is_seen = |id: u8| !is_lossy || sees(owner, id) && handers.iter().all(|hander| sees(hander, id));
         // A dead agent's masks know nobody who became ready later, nor do those that a new agent has not yet replaced.
         let masks = owner
             .datapath
@@ -281,15 +285,18 @@ impl World {
                 && host.ready_since(since)
                 && host.owns_new_since(since)
                 && (is_unready || masks.1 & bit(host.id) != 0)
+                && is_seen(host.id)
                 && may_know & bit(host.id) != 0
                 && self.knows_member(owner.id, host.id)
                 && [owner.id, receiver].iter().all(|&id| self.network.worked_since(host.id, id, since))
+                && handers.iter().all(|hander| self.network.worked_since(host.id, hander.id, since))
         });
         if let Some(fit) = fit.map(|host| host.id) {
             let member = owner.id;
             self.violate(Invariant::ReadyOwnsNew, || {
                 format!(
-                    "member {member}, not ready for long or draining, delivers a new flow (received by {receiver}); {fit} is ready"
+                    "member {member}, not ready for long or draining, delivers a new flow (received by {receiver}); {fit} is \
+                     ready; eligible and forwarding in its map are {masks:?}"
                 )
             });
         }
@@ -365,11 +372,8 @@ impl World {
     }
 
     /// The core's own bounds.
-    pub(crate) fn check_core(&mut self, member: u8) {
-        let Some(agent) = self.hosts.get(&member).and_then(|host| host.agent.as_ref()) else { return };
-        let status = agent.core.status();
+    pub(crate) fn check_core(&mut self, member: u8, status: &Status, queued: usize) {
         let limits = self.plan.limits;
-        let queued = status.peers.iter().map(|peer| peer.queued).max().unwrap_or(0);
         self.stats.max("flows queued to a peer", queued as u64);
         self.stats.max("tombstones", status.tombstones as u64);
         self.stats.max("parked records", status.parked as u64);

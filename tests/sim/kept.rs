@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 13] = [
+const KEPT: [(Scale, u64, &str); 20] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -24,6 +24,13 @@ const KEPT: [(Scale, u64, &str); 13] = [
     (Small, 1022, "a record told in a member's last moments, and a second failure"),
     (Small, 2037, "what two records made together was told to the sender only"),
     (Small, 20333, "a queue that overflowed while a new session's digests left ended that session, again and again"),
+    (Small, 100064, "a look at all tables now and then took what had come and was raised since for another's"),
+    (Small, 100668, "a change of servers before the first masks were written came without a grace time"),
+    (Small, 100713, "links that lose packets hid from a member who else was ready"),
+    (Small, 101931, "a change of servers before the first masks were written came without a grace time"),
+    (Small, 102353, "a look at all tables now and then took what had come and was raised since for another's"),
+    (Small, 102831, "a packet that waited in a member's NIC outlived the member"),
+    (Small, 103568, "links that lose packets hid from a member who else was ready"),
 ];
 
 #[test]

@@ -14,6 +14,7 @@ use crate::{
     configuration::{Cluster, MEMBERS, address},
     datapath::Datapath,
     epochs::Epochs,
+    owners::Ownership,
     time::{MS, Ns, S},
     world::World,
 };
@@ -49,7 +50,7 @@ pub(crate) struct Host {
     /// Since when, and until when, its CPUs do not run: packets wait in its NIC.
     pub(crate) frozen: (Ns, Ns),
     /// Packets that wait in its NIC.
-    pub(crate) in_nic: usize,
+    pub(crate) nic: Vec<Happening>,
     /// It crashes when its agent next has records to send.
     pub(crate) is_doomed: bool,
     /// The highest version of the protocol that its agent speaks.
@@ -82,6 +83,10 @@ pub(crate) struct Agent {
     pub(crate) draining_since: Option<Ns>,
     /// What it has made of epochs.
     pub(crate) epochs: Epochs,
+    /// When it started.
+    pub(crate) started: Ns,
+    /// What it knows of owners.
+    pub(crate) ownership: Ownership,
 }
 
 impl Host {
@@ -102,7 +107,7 @@ impl Host {
             overfull: 0,
             vouched_until: 0,
             frozen: (0, 0),
-            in_nic: 0,
+            nic: Vec::new(),
             is_doomed: false,
             speaks: wire::VERSION,
             incarnation: 0,
@@ -180,7 +185,6 @@ impl World {
         host.announced = false;
         host.frozen = (0, 0);
         host.clock_stopped = None;
-        host.in_nic = 0;
         host.is_doomed = false;
         host.overfull = 0;
         host.host_changed = now;
@@ -219,6 +223,8 @@ impl World {
             ready_since: None,
             draining_since: None,
             epochs: Epochs::default(),
+            started: now,
+            ownership: Ownership::default(),
         };
         host.agent = Some(agent);
         self.wake_at(member, now);
@@ -250,6 +256,7 @@ impl World {
         host.attached = false;
         host.agent = None;
         host.datapath = None;
+        host.nic.clear();
         host.agent_changed = now;
         host.host_changed = now;
         self.trace(|| format!("member {member}: host crashes"));

@@ -21,7 +21,9 @@ pub(crate) struct Link {
 pub(crate) struct Network {
     links: BTreeMap<(u8, u8), Link>,
     /// Packets of 1000 that any link loses.
-    pub(crate) loss_permille: u64,
+    loss_permille: u64,
+    /// When links last lost any.
+    lost_until: Ns,
     /// Packets of 1000 that any path delivers twice.
     pub(crate) twins_permille: u64,
     /// The fastest a packet can be.
@@ -34,7 +36,7 @@ pub(crate) struct Network {
 impl Network {
     /// Links that work.
     pub(crate) fn new(delay: Ns, jitter: Ns, rng: Rng) -> Self {
-        Self { links: BTreeMap::new(), loss_permille: 0, twins_permille: 0, delay, jitter, rng }
+        Self { links: BTreeMap::new(), loss_permille: 0, lost_until: 0, twins_permille: 0, delay, jitter, rng }
     }
 
     /// When a packet sent now arrives; `None` if it is lost.
@@ -77,6 +79,19 @@ impl Network {
             })
     }
 
+    /// From now on links lose so many packets of 1000.
+    pub(crate) fn lose(&mut self, now: Ns, permille: u64) {
+        if self.loss_permille > 0 {
+            self.lost_until = now;
+        }
+        self.loss_permille = permille;
+    }
+
+    /// Whether links have lost packets since `since`.
+    pub(crate) fn has_lost_since(&self, since: Ns) -> bool {
+        self.loss_permille > 0 || self.lost_until > since
+    }
+
     /// Cuts one direction.
     pub(crate) fn cut(&mut self, now: Ns, from: u8, to: u8) {
         let link = self.links.entry((from, to)).or_default();
@@ -94,7 +109,7 @@ impl Network {
 
     /// Takes back all cuts and losses.
     pub(crate) fn mend_all(&mut self, now: Ns) {
-        self.loss_permille = 0;
+        self.lose(now, 0);
         self.twins_permille = 0;
         for link in self.links.values_mut().filter(|link| link.cuts > 0) {
             *link = Link { cuts: 0, changed: now };

@@ -6,6 +6,7 @@ use crate::{
     agenda::Happening,
     datapath::{Datapath, Way},
     invariants::{Delivery, Invariant},
+    owners::Owned,
     segment::{Role, Segment},
     world::World,
 };
@@ -74,6 +75,12 @@ impl World {
             && self.in_service(member, before.backend)
         {
             self.violate(Invariant::SpoofHarmless, || format!("member {member} moved a flow: {before:?} to {after:?}"));
+        }
+        if let (Some(before), Some(after)) = (before, after)
+            && is_undisturbed
+            && Owned::of(&before).contradicts(&Owned::of(&after))
+        {
+            self.violate(Invariant::OwnersStay, || format!("member {member}: a packet makes {after:?} of {before:?}"));
         }
         if let Some(before) = before.filter(|_| is_direct) {
             self.judge_direct(member, &before, way);

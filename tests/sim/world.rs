@@ -65,12 +65,8 @@ pub(crate) struct World {
     pub(crate) oracle: Oracle,
     /// Members that place new flows differently, and since when.
     pub(crate) differing: BTreeMap<(u8, u8), Ns>,
-    /// Members whose datapath does not answer the first of a pair, and since when.
-    pub(crate) missed: BTreeMap<(u8, u8), Ns>,
-    /// When a member was last heard again that was missed for so long that others may have its flows.
-    pub(crate) returned: BTreeMap<u8, Ns>,
-    /// Whose every flow is: all that is said of it.
-    pub(crate) owned: BTreeMap<Key, BTreeSet<Owned>>,
+    /// All owners of flows that any agent has ever seen or named.
+    pub(crate) owned: BTreeSet<(Key, Owned)>,
     /// How often what happened.
     pub(crate) stats: Statistics,
     /// Nothing breaks any more.
@@ -155,9 +151,7 @@ impl World {
             configs: vec![Cluster { members, drained: Vec::new(), backends }],
             oracle: Oracle::default(),
             differing: BTreeMap::new(),
-            missed: BTreeMap::new(),
-            returned: BTreeMap::new(),
-            owned: BTreeMap::new(),
+            owned: BTreeSet::new(),
             stats: Statistics::default(),
             calm: false,
             silent: false,
@@ -215,7 +209,6 @@ impl World {
             Happening::Inspect => {
                 self.inspect();
                 self.inspect_epochs();
-                self.inspect_owners();
                 self.agenda.plan(self.now + INSPECTION, Happening::Inspect);
             }
         }

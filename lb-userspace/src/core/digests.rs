@@ -95,10 +95,6 @@ impl Buckets {
         self.0.get(usize::from(bucket) / 64).is_some_and(|word| word & (1 << (bucket % 64)) != 0)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::NONE
     }
@@ -159,7 +155,7 @@ impl Comparison {
 
     /// Whether there is nothing that the peer knows and we do not.
     pub(crate) fn knows_all(&self) -> bool {
-        self.known.len() == BUCKETS
+        self.known == Buckets::ALL
     }
 
     /// Flows are in other buckets now.

@@ -284,7 +284,9 @@ impl Core {
         let has_acknowledged = |said: &Standing| said.in_force >= next || said.next >= next;
         let waits = |voter: &Voter| voter.said.is_none_or(|said| !has_acknowledged(&said));
         let has_waited = now.saturating_sub(self.epochs.next_since) >= nanos(PATIENCE);
-        if next.number == 0 || voters.iter().any(waits) && !has_waited {
+        // Who has yet to write its first masks could not tell the datapath of a grace time with them.
+        let is_mute = self.masks.is_none() && self.epochs.in_force.number != 0;
+        if next.number == 0 || is_mute || voters.iter().any(waits) && !has_waited {
             return;
         }
         let missing: Vec<String> = voters.iter().filter(|voter| waits(voter)).map(|v| self.label(v.id)).collect();

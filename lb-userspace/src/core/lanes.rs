@@ -81,7 +81,7 @@ impl Core {
     fn drop_lanes(&mut self, session: Session) {
         let Some(link) = self.links.get_mut(&session) else { return };
         let queue = self.view.limits.queue;
-        let (id, waiting) = (link.peer, link.urgent.len() + link.lazy.len());
+        let (id, waiting) = (link.peer, link.queued());
         if waiting <= queue {
             return;
         }
@@ -257,6 +257,11 @@ impl Link {
             }
             self.lazy.push_back(number);
         }
+        self.queued()
+    }
+
+    /// Flows that wait for the peer.
+    pub(crate) fn queued(&self) -> usize {
         self.urgent.len() + self.lazy.len()
     }
 }

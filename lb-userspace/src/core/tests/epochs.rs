@@ -256,6 +256,27 @@ fn the_ring_of_before_stays_for_the_grace_time_and_so_do_its_slots() {
 }
 
 #[test]
+fn an_agent_that_has_just_started_changes_rings_with_a_grace_time_too() {
+    let mut net = Net::new(3);
+    net.kill(2);
+    net.run(S);
+    // Whoever does not answer is waited for, before the masks of before are replaced.
+    net.cut.extend([(2, 3), (3, 2)]);
+    net.start(2);
+    while number(&net, 2) == 0 {
+        net.run(MS);
+    }
+    let before = net.hosts[&2].liveness;
+    configure_all(&mut net, only_third);
+    net.run(10 * MS);
+    assert_eq!(net.hosts[&2].liveness, before, "it has said nothing to the datapath yet");
+    assert_eq!(servers(&net, 2), old_servers());
+    net.run(200 * MS);
+    assert!((1..=2).all(|id| servers(&net, id) == [server(3)].into()));
+    assert!((1..=2).all(|id| net.hosts[&id].liveness.grace_until_ns > net.now + 59 * S));
+}
+
+#[test]
 fn a_set_is_known_by_what_decides_where_flows_go() {
     let of = |services: &[Service]| fingerprint(services);
     let base = vec![web(vec![backend(1), backend(2)])];

@@ -13,5 +13,6 @@ pub(super) fn encode(version: u8, digests: &[u64]) -> Vec<u8> {
 
 pub(super) fn decode(reader: &mut Reader<'_>) -> Result<Vec<u64>, WireError> {
     reader.what = "digests";
-    (0..BUCKETS).map(|_| reader.take().map(u64::from_be_bytes)).collect()
+    let (words, _) = reader.take_slice(BUCKETS * size_of::<u64>())?.as_chunks();
+    Ok(words.iter().map(|word| u64::from_be_bytes(*word)).collect())
 }
