@@ -9,7 +9,7 @@ use lb_common::{
 };
 use lb_userspace::core::{Key, View, view};
 
-use crate::{member::named, mutation::Mutation, time::S, world::World};
+use crate::{faults::FIRST_BY, member::named, mutation::Mutation, time::S, world::World};
 
 /// Networks (RFC 5737): three bytes of their IPv4 addresses, and of their IPv6 addresses below 2001:db8::/32.
 pub(crate) const VIPS: Network = [203, 0, 113];
@@ -139,6 +139,11 @@ impl World {
 
     /// A new version: every member takes it over at a moment of its own.
     pub(crate) fn reconfigure(&mut self, cluster: Cluster) {
+        self.reconfigure_after(cluster, None);
+    }
+
+    /// The same, and member `first` is well ahead of the others.
+    pub(crate) fn reconfigure_after(&mut self, cluster: Cluster, first: Option<u8>) {
         self.configs.push(cluster);
         let version = self.configs.len() - 1;
         let members: Vec<u8> = self.hosts.keys().copied().collect();
@@ -147,7 +152,8 @@ impl World {
             if wait > S {
                 self.stats.count("reload staggered by seconds");
             }
-            let at = self.now + wait;
+            let at = self.now + if first.is_none() { wait } else { FIRST_BY + wait };
+            let at = if first == Some(member) { self.now } else { at };
             self.agenda.plan(at, crate::agenda::Happening::Configure { member, version });
         }
     }

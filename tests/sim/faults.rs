@@ -28,6 +28,8 @@ pub(crate) enum Fault {
     Attach(u8),
     /// A member's agent is told to stop.
     Stop(u8),
+    /// A member hears nobody for a while.
+    Deafen(u8),
     /// One direction works again.
     Mend(u8, u8),
     /// Links lose as little as before.
@@ -62,9 +64,10 @@ enum Kind {
     AddMember,
     RemoveMember,
     DrainMember,
+    DeafenInChange,
 }
 
-const KINDS: [Kind; 29] = [
+const KINDS: [Kind; 31] = [
     Kind::KillAgent,
     Kind::KillAgent,
     Kind::PauseAgent,
@@ -94,6 +97,8 @@ const KINDS: [Kind; 29] = [
     Kind::AddMember,
     Kind::RemoveMember,
     Kind::DrainMember,
+    Kind::DeafenInChange,
+    Kind::DeafenInChange,
 ];
 
 /// Every fault that a long enough run must have seen.
@@ -160,6 +165,8 @@ pub(crate) const FAULTS: [&str; 59] = [
 ];
 
 const BACKENDS_MAX: usize = 9;
+/// How long before the others a member takes over a configuration that is to be the first.
+pub(crate) const FIRST_BY: Ns = 40 * MS;
 
 impl World {
     /// Something breaks, or is mended.
@@ -184,6 +191,7 @@ impl World {
                     self.input(member, lb_userspace::core::Input::Stop);
                 }
             }
+            Fault::Deafen(member) => self.deafen(member),
             Fault::Mend(a, b) => self.network.mend(self.now, a, b),
             Fault::EndTwins => self.network.twins_permille = 0,
             Fault::EndLoss => self.network.lose(self.now, 0),
@@ -201,7 +209,7 @@ impl World {
         if self.rng.chance(100) {
             self.stats.count("backend changed with another fault");
             let kind = self.rng.pick(&[Kind::AddBackend, Kind::DrainBackend, Kind::RemoveBackend]);
-            self.change_backends(kind.unwrap_or(Kind::AddBackend));
+            self.change_backends(kind.unwrap_or(Kind::AddBackend), None);
         }
         let gap = self.plan.fault_gap;
         let at = self.now + self.rng.below(2 * gap);
@@ -235,10 +243,11 @@ impl World {
                 self.route(member, false);
                 self.mend_later(Fault::Recall(member), 2 * S);
             }
-            Kind::AddBackend | Kind::DrainBackend | Kind::RemoveBackend => self.change_backends(kind),
+            Kind::AddBackend | Kind::DrainBackend | Kind::RemoveBackend => self.change_backends(kind, None),
             Kind::AddMember => self.add_member(),
             Kind::RemoveMember => self.remove_member(member),
             Kind::DrainMember => self.drain_member(member),
+            Kind::DeafenInChange => self.deafen_in_change(),
         }
     }
 
@@ -293,7 +302,8 @@ impl World {
         }
     }
 
-    fn change_backends(&mut self, kind: Kind) {
+    /// Another set of servers; a member may be the first by far to take it over.
+    fn change_backends(&mut self, kind: Kind, first: Option<u8>) {
         let mut cluster = self.newest().clone();
         let serving = cluster.backends.iter().filter(|backend| !backend.drain).count();
         let at = self.rng.below(cluster.backends.len() as u64) as usize;
@@ -317,7 +327,17 @@ impl World {
             _ => return,
         };
         self.stats.count(name);
-        self.reconfigure(cluster);
+        self.reconfigure_after(cluster, first);
+    }
+
+    /// A member that has told of its new servers hears nobody any more, before the others have them: whoever proposes the
+    /// change waits for its acknowledgement.
+    fn deafen_in_change(&mut self) {
+        // The first in order is the one to propose it.
+        let Some(last) = self.hosts.values().filter(|host| host.enlisted).map(|host| host.id).max() else { return };
+        let kind = self.rng.pick(&[Kind::AddBackend, Kind::RemoveBackend]).unwrap_or(Kind::AddBackend);
+        self.change_backends(kind, Some(last));
+        self.agenda.plan(self.now + FIRST_BY / 2, Happening::Fault(Fault::Deafen(last)));
     }
 
     fn add_member(&mut self) {

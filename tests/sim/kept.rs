@@ -10,12 +10,13 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 20] = [
+const KEPT: [(Scale, u64, &str); 21] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
     (Small, 103, "a marked packet was answered from an old ring"),
     (Small, 119, "a joiner counted a snapshot that was sent before its sender was ready"),
+    (Small, 158, "each change made the wait for a silent member's acknowledgement of the last one longer"),
     (Small, 340, "a member without an agent heard a peer whose maps were empty"),
     (Small, 400, "a record told in a member's last moments, and a second failure"),
     (Small, 510, "a member that became ready while a peer greeted it waited for ever"),

@@ -3,7 +3,7 @@
 use crate::{
     agenda::Happening,
     faults::Fault,
-    time::{MS, S},
+    time::{MS, Ns, S},
     world::World,
 };
 
@@ -58,6 +58,18 @@ impl World {
         }
         self.stats.count(name);
         let length = self.rng.between(20 * MS, 4 * S);
+        self.cut_for(length, cuts);
+    }
+
+    /// A member hears nobody, for longer than anybody waits for it.
+    pub(crate) fn deafen(&mut self, member: u8) {
+        let others: Vec<u8> = self.hosts.keys().copied().filter(|&id| id != member).collect();
+        self.stats.count("member hears nobody");
+        let length = self.rng.between(2200 * MS, 4 * S);
+        self.cut_for(length, others.into_iter().map(|id| (id, member)).collect());
+    }
+
+    fn cut_for(&mut self, length: Ns, cuts: Vec<(u8, u8)>) {
         for (from, to) in cuts {
             self.network.cut(self.now, from, to);
             self.agenda.plan(self.now + length, Happening::Fault(Fault::Mend(from, to)));

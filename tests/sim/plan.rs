@@ -142,7 +142,7 @@ impl Plan {
     /// What `rng` makes up.
     pub(crate) fn new(rng: &mut Rng, scale: Scale) -> Self {
         let sizes = Sizes {
-            flows: rng.pick(&[24, 60, 400, 400, 400]).unwrap_or(400),
+            flows: rng.pick(&[24, 24, 60, 400, 400, 400]).unwrap_or(400),
             pending: rng.pick(&[8, 100, 400]).unwrap_or(400),
             events: rng.pick(&[1, 4, 64, 64]).unwrap_or(64),
         };
@@ -185,7 +185,7 @@ impl Plan {
             splitters: rng.pick(&[0, 100, 400]).unwrap_or(0),
             hash_key: [rng.next(), rng.next()],
             sweep_interval: 800 * MS,
-            skew: rng.pick(&[MS, 50 * MS, 600 * MS, 3 * S]).unwrap_or(MS),
+            skew: rng.pick(&[MS, 50 * MS, 600 * MS, 3 * S, 6 * S]).unwrap_or(MS),
             delay: rng.pick(&[(20 * US, 40 * US), (100 * US, 400 * US), (500 * US, 4 * MS)]).unwrap_or((US, US)),
             slow_member: rng.chance(100).then(|| 1 + rng.below(2) as u8),
             clients: rng.pick(&[6, 20, 30]).unwrap_or(20),

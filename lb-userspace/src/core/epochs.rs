@@ -46,10 +46,11 @@ pub(crate) struct Epochs {
     services: Vec<Service>,
     /// Hash of the set in the configuration.
     in_hand: u64,
-    /// Acknowledged, with its set, and since when; number 0 for nothing.
+    /// Acknowledged, with its set; number 0 for nothing.
     next: Epoch,
     next_services: Vec<Service>,
-    next_since: u64,
+    /// Peers that have not acknowledged it, and since when they are waited for, be it with another epoch before.
+    waited_for: BTreeMap<u8, u64>,
     /// The highest number heard of.
     highest: u32,
     /// Since when more than half of the members in view hold the set in hand.
@@ -263,7 +264,7 @@ impl Core {
 
     /// Tells of all flows, and behind them that it is ready for an epoch with the set in hand.
     fn look_forward(&mut self, now: u64, epoch: Epoch) {
-        (self.epochs.next, self.epochs.next_since, self.epochs.is_pending) = (epoch, now, true);
+        (self.epochs.next, self.epochs.is_pending) = (epoch, true);
         self.epochs.next_services.clone_from(&self.view.services);
         while let Some(number) = self.young.pop_due(u64::MAX) {
             self.reveal(number);
@@ -283,10 +284,15 @@ impl Core {
         let next = self.epochs.next;
         let has_acknowledged = |said: &Standing| said.in_force >= next || said.next >= next;
         let waits = |voter: &Voter| voter.said.is_none_or(|said| !has_acknowledged(&said));
-        let has_waited = now.saturating_sub(self.epochs.next_since) >= nanos(PATIENCE);
+        let waited_for = std::mem::take(&mut self.epochs.waited_for);
+        let since = |id: u8| waited_for.get(&id).copied().unwrap_or(now);
+        let silent = voters.iter().filter(|voter| next.number != 0 && waits(voter));
+        // Another epoch meanwhile must not make the wait for whoever is silent longer.
+        self.epochs.waited_for = silent.map(|voter| (voter.id, since(voter.id))).collect();
+        let is_waiting = self.epochs.waited_for.values().any(|&since| now.saturating_sub(since) < nanos(PATIENCE));
         // Who has yet to write its first masks could not tell the datapath of a grace time with them.
         let is_mute = self.masks.is_none() && self.epochs.in_force.number != 0;
-        if next.number == 0 || is_mute || voters.iter().any(waits) && !has_waited {
+        if next.number == 0 || is_mute || is_waiting {
             return;
         }
         let missing: Vec<String> = voters.iter().filter(|voter| waits(voter)).map(|v| self.label(v.id)).collect();
@@ -299,6 +305,7 @@ impl Core {
         }
         self.epochs.services = std::mem::take(&mut self.epochs.next_services);
         (self.epochs.in_force, self.epochs.next) = (next, Epoch::default());
+        self.epochs.waited_for.clear();
         self.epochs.hasty_until = now + nanos(AFTERMATH);
         self.epochs.is_pending = self.epochs.in_hand != next.hash;
         self.report(Event::Epoch { number: next.number, missing: missing.join(", ") });

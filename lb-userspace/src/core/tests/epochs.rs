@@ -158,6 +158,27 @@ fn a_member_that_does_not_acknowledge_is_waited_for_no_longer_than_2_s() {
 }
 
 #[test]
+fn a_change_after_the_other_does_not_make_the_wait_for_a_silent_member_longer() {
+    let mut net = Net::new(3);
+    net.cut.extend([(1, 3), (3, 1)]);
+    net.run(5 * S);
+    net.stalled.insert(3);
+    let change_to = |net: &mut Net, last: u8| {
+        for id in 1..=2 {
+            configure(net, id, |view| view.services = vec![web(vec![backend(last)])]);
+        }
+    };
+    change_to(&mut net, 3);
+    net.run(1500 * MS);
+    assert_eq!((servers(&net, 1), servers(&net, 2)), ([server(3)].into(), old_servers()), "2 hears 3, and 1 does not");
+    change_to(&mut net, 4);
+    net.run(400 * MS);
+    assert_eq!((servers(&net, 1), servers(&net, 2)), ([server(4)].into(), old_servers()));
+    net.run(200 * MS);
+    assert_eq!(servers(&net, 2), [server(4)].into());
+}
+
+#[test]
 fn a_member_that_dies_in_the_change_is_not_waited_for() {
     for dies in 1..=3 {
         let mut net = Net::new(3);
