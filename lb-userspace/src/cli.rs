@@ -14,6 +14,7 @@ mod completions;
 mod config;
 mod datapath;
 mod decap;
+mod doctor;
 mod explain;
 mod failure;
 mod get;
@@ -41,6 +42,7 @@ Examples:
   tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
   tandem config check                                        everything that is wrong with the configuration
   tandem cluster keygen                                      a new key for this member
+  tandem doctor                                              what is wrong with this host, and what mends it
   tandem datapath status                                     what is attached, with or without an agent
   tandem run --config /etc/tandem/tandem.toml                the agent",
     after_long_help = "\
@@ -50,7 +52,7 @@ Exit codes:
   2  wrong usage
   3  no datapath or agent found
   4  the configuration is invalid
-  5  degraded (status, datapath status)"
+  5  degraded (status, datapath status), or something found (doctor)"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -69,6 +71,7 @@ enum Command {
     Datapath(datapath::Arguments),
     Run(run::Arguments),
     Decap(decap::Arguments),
+    Doctor(doctor::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -86,6 +89,7 @@ pub fn main() -> ExitCode {
         Some(Command::Datapath(arguments)) => datapath::run(&arguments),
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Decap(arguments)) => decap::run(&arguments),
+        Some(Command::Doctor(arguments)) => doctor::run(&arguments),
         Some(Command::Completions(arguments)) => completions::run(&arguments),
         Some(Command::Man(arguments)) => man::run(&arguments),
     };

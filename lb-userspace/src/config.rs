@@ -30,6 +30,7 @@ mod host;
 mod key;
 mod names;
 mod node;
+mod outline;
 mod problem;
 mod section;
 mod service;
@@ -44,6 +45,7 @@ pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
 pub use node::{FLOWS_LEAST, FLOWS_MOST};
+pub use outline::{Outline, Secret};
 pub use problem::ConfigError;
 pub use value::{
     Affinity, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic, Prefix, Replicate, TooBig,

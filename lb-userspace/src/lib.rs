@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod core;
 pub mod decap;
+pub mod doctor;
 pub mod identity;
 pub mod inspect;
 pub mod io;

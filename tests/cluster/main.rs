@@ -23,6 +23,7 @@ mod change;
 mod claims;
 mod clamp;
 mod direct;
+mod doctor;
 mod families;
 mod floods;
 mod identity;

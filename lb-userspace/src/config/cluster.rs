@@ -44,9 +44,9 @@ pub(super) struct MemberDraft {
 #[derive(Default)]
 pub(super) struct ClusterDraft {
     pub(super) name: Option<Name>,
-    key_file: Option<Spanned<PathBuf>>,
+    pub(super) key_file: Option<Spanned<PathBuf>>,
     generation: Option<u64>,
-    port: Option<u16>,
+    pub(super) port: Option<u16>,
     probe: Option<(Duration, u8)>,
     handoff: Option<Handoff>,
     replicate: Option<Replicate>,

@@ -30,17 +30,17 @@ fn flows_v6_max(flows_max: u32) -> u32 {
 
 /// `[node]` as far as it could be read; `None` in the simple settings goes with a problem.
 pub(super) struct NodeDraft {
-    name: Option<Spanned<String>>,
-    key_file: Option<Spanned<PathBuf>>,
-    interfaces: Vec<Spanned<InterfaceName>>,
+    pub(super) name: Option<Spanned<String>>,
+    pub(super) key_file: Option<Spanned<PathBuf>>,
+    pub(super) interfaces: Vec<Spanned<InterfaceName>>,
     /// Where interfaces should have been listed, if none are and there is such a place.
     no_interfaces: Option<Option<Range<usize>>>,
-    cluster_interface: Option<Spanned<InterfaceName>>,
+    pub(super) cluster_interface: Option<Spanned<InterfaceName>>,
     on_stop: Option<OnStop>,
-    flows_max: Option<u32>,
-    flows_v6_max: Option<u32>,
-    multi_buffer: Option<MultiBuffer>,
-    other_traffic: Option<OtherTraffic>,
+    pub(super) flows_max: Option<u32>,
+    pub(super) flows_v6_max: Option<u32>,
+    pub(super) multi_buffer: Option<MultiBuffer>,
+    pub(super) other_traffic: Option<OtherTraffic>,
     too_big: Option<TooBig>,
     budgets: Option<Budgets>,
 }

@@ -117,8 +117,8 @@ impl ForeignProgram {
         Self { id, name, link: link.map(|link| link.id()) }
     }
 
-    /// A program that a bpf_link holds cannot be removed with `ip`.
-    fn removal(&self, interface: &str) -> String {
+    /// How it is taken off: a program that a bpf_link holds cannot be removed with `ip`.
+    pub fn removal(&self, interface: &str) -> String {
         match self.link {
             Some(link) => format!("stop what attached it, or detach it with `bpftool link detach id {link}`"),
             None => format!("remove it with `ip link set dev {interface} xdp off`"),

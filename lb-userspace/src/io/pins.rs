@@ -163,6 +163,11 @@ pub fn prepare(directory: &Path) -> Result<(), PinsError> {
     close(directory)
 }
 
+/// Whether `directory`, or what it would be made in, is in a bpffs.
+pub fn is_in_bpffs(directory: &Path) -> io::Result<bool> {
+    is_bpffs(directory.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/")))
+}
+
 /// Leaves the directory and the pins of links and programs to this user alone.
 ///
 /// Whoever may open a link can detach it or put another program in it, without any capability.
