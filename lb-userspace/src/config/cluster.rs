@@ -48,7 +48,7 @@ pub(super) struct ClusterDraft {
     generation: Option<u64>,
     pub(super) port: Option<u16>,
     probe: Option<(Duration, u8)>,
-    handoff: Option<Handoff>,
+    pub(super) handoff: Option<Handoff>,
     replicate: Option<Replicate>,
     grace: Option<Duration>,
     takeover_after: Option<Duration>,
@@ -61,7 +61,9 @@ impl ClusterDraft {
     pub(super) fn read(section: Option<Section<'_>>, problems: &Problems) -> Self {
         let Some(mut section) = section else {
             problems.push(
-                Problem::new("[cluster] is missing").help("every file describes the cluster, even one of one member"),
+                Problem::new("[cluster] is missing")
+                    .at(0..0, "")
+                    .help("every file describes the cluster, even one of one member"),
             );
             return Self::default();
         };

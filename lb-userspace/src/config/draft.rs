@@ -5,7 +5,7 @@ use std::path::Path;
 use toml::de::DeTable;
 
 use super::{
-    Config, Handoff, Service, VERSION,
+    Config, Handoff, VERSION,
     cluster::{ClusterDraft, DIRECT_LEAST},
     host::Host,
     node::NodeDraft,
@@ -37,7 +37,11 @@ impl Draft {
         }
         let mut file = Section::new("the file", &document, problems);
         if !file.has("version") {
-            problems.push(Problem::new("the file has no version").help(format!("begin it with `version = {VERSION}`")));
+            problems.push(
+                Problem::new("the file has no version")
+                    .at(0..0, "")
+                    .help(format!("begin it with `version = {VERSION}`")),
+            );
         }
         let version = file.optional::<Integer<0, { u64::MAX }>>("version");
         file.demand("version");
@@ -53,6 +57,7 @@ impl Draft {
         file.demand("cluster");
         file.finish();
         service::reject_conflicts(&services, &cluster, problems);
+        reject_hasty(&services, &cluster, problems);
         Some(Self { cluster, services, node })
     }
 
@@ -61,19 +66,19 @@ impl Draft {
         let node = self.node.resolve(&self.cluster, path, host, problems);
         let cluster = self.cluster.resolve(path, problems);
         let services = self.services.into_iter().map(ServiceDraft::finish).collect::<Option<Vec<_>>>();
-        let config = Config { cluster: cluster?, node: node?, services: services? };
-        reject_hasty(&config, problems);
-        Some(config)
+        Some(Config { cluster: cluster?, node: node?, services: services? })
     }
 }
 
 /// Services whose flows would end at owners that do not see their packets; `[cluster]` has the same for all others.
-fn reject_hasty(config: &Config, problems: &Problems) {
-    let is_hasty = |service: &&Service| service.idle_timeout.is_some_and(|timeout| timeout < DIRECT_LEAST);
-    for service in config.services.iter().filter(is_hasty).filter(|_| config.cluster.handoff == Handoff::Direct) {
-        let name = &service.name;
+fn reject_hasty(services: &[ServiceDraft], cluster: &ClusterDraft, problems: &Problems) {
+    if cluster.handoff != Some(Handoff::Direct) {
+        return;
+    }
+    let timeouts = services.iter().filter_map(|service| service.idle_timeout.as_ref()?.as_ref());
+    for timeout in timeouts.filter(|timeout| *timeout.get_ref() < DIRECT_LEAST) {
         let problem =
-            Problem::new(format!("service \"{name}\": with `handoff = \"direct\"` its `idle_timeout` is at least 10s"));
+            Problem::new("with `handoff = \"direct\"` an `idle_timeout` is at least 10s").at(timeout.span(), "");
         problems.push(problem.help("owners hear of packets that they do not see every 5s; choose a longer one"));
     }
 }

@@ -26,7 +26,7 @@ pub(super) struct ServiceDraft {
     pub(super) backends: Vec<BackendDraft>,
     affinity: Option<Affinity>,
     echo: Option<bool>,
-    idle_timeout: Option<Option<Duration>>,
+    pub(super) idle_timeout: Option<Option<Spanned<Duration>>>,
 }
 
 /// A backend as far as it could be read.
@@ -46,7 +46,7 @@ impl ServiceDraft {
             backends: self.backends.into_iter().map(BackendDraft::finish).collect::<Option<_>>()?,
             affinity: self.affinity?,
             echo: self.echo?,
-            idle_timeout: self.idle_timeout?,
+            idle_timeout: self.idle_timeout?.map(Spanned::into_inner),
         })
     }
 }
@@ -99,7 +99,7 @@ fn read_idle_timeout(
     section: &mut Section<'_>,
     vips: &[Spanned<Vip>],
     problems: &Problems,
-) -> Option<Option<Duration>> {
+) -> Option<Option<Spanned<Duration>>> {
     const DAY: u64 = 24 * 3600 * 1000;
     let has_key = section.has("idle_timeout");
     let timeout = section.optional::<Period<1_000, DAY>>("idle_timeout");
@@ -110,7 +110,8 @@ fn read_idle_timeout(
         let problem = Problem::new("`idle_timeout` is for UDP, and the service has no UDP VIP").at(timeout.span(), "");
         problems.push(problem.help("TCP and SCTP have `timeouts` in [cluster]"));
     }
-    if has_key { timeout.map(|timeout| Some(timeout.into_inner().0)) } else { Some(None) }
+    let timeout = timeout.map(|timeout| Spanned::new(timeout.span(), timeout.into_inner().0));
+    if has_key { timeout.map(Some) } else { Some(None) }
 }
 
 fn read_backends(tables: Spanned<Vec<Section<'_>>>, problems: &Problems) -> Vec<BackendDraft> {

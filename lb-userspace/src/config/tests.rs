@@ -114,6 +114,7 @@ fn every_broken_file_is_refused_with_its_message() {
             let text = std::fs::read_to_string(&path).unwrap();
             let said = directory.parse(&text).expect_err(&format!("{} is valid", path.display()));
             let expected = path.with_extension("stderr");
+            assert!(said.contains("--> tandem.toml:"), "{} is not told where: {said}", path.display());
             if std::env::var_os("UPDATE").is_some() {
                 std::fs::write(&expected, &said).unwrap();
             } else if std::fs::read_to_string(&expected).unwrap_or_default() != said {
