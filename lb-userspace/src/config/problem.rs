@@ -101,17 +101,19 @@ impl Problem {
         &self.message
     }
 
-    fn render(&self, path: &str, text: &str, renderer: &Renderer) -> String {
+    fn render(&self, path: &str, source: &Source<'_>, renderer: &Renderer) -> String {
         let mut group = Group::with_title(Level::ERROR.primary_title(self.message.as_str()));
         group = match &self.at {
             Some((span, label)) => {
-                let mut snippet = Snippet::source(text).path(path).annotation(annotation(
-                    AnnotationKind::Primary,
-                    clamp(span, text),
-                    label,
-                ));
-                if let Some((span, label)) = &self.related {
-                    snippet = snippet.annotation(annotation(AnnotationKind::Context, clamp(span, text), label));
+                let span = clamp(span, source.text);
+                let related = self.related.as_ref().map(|(span, label)| (clamp(span, source.text), label));
+                let ends = [Some(&span), related.as_ref().map(|(span, _)| span)];
+                let (first, text, begin) = source.lines_of(ends.into_iter().flatten());
+                let shift = |span: Range<usize>| span.start - begin..span.end - begin;
+                let mut snippet = Snippet::source(text).line_start(first).path(path);
+                snippet = snippet.annotation(annotation(AnnotationKind::Primary, shift(span), label));
+                if let Some((span, label)) = related {
+                    snippet = snippet.annotation(annotation(AnnotationKind::Context, shift(span), label));
                 }
                 group.element(snippet)
             }
@@ -121,6 +123,29 @@ impl Problem {
             group = group.element(Level::HELP.message(help.as_str()));
         }
         renderer.render(&[group])
+    }
+}
+
+/// A file's text, whose lines can be found without reading it from the beginning for each of ten thousand problems.
+struct Source<'a> {
+    text: &'a str,
+    /// Where each line begins.
+    lines: Vec<usize>,
+}
+
+impl<'a> Source<'a> {
+    fn of(text: &'a str) -> Self {
+        Self { text, lines: std::iter::once(0).chain(text.match_indices('\n').map(|(at, _)| at + 1)).collect() }
+    }
+
+    /// The lines that hold all of `spans`: the number of the first, their text, and where that begins.
+    fn lines_of<'s>(&self, spans: impl Iterator<Item = &'s Range<usize>> + Clone) -> (usize, &'a str, usize) {
+        let start = spans.clone().map(|span| span.start).min().unwrap_or(0);
+        let end = spans.map(|span| span.end).max().unwrap_or(0);
+        let number = self.lines.partition_point(|begin| *begin <= start).max(1);
+        let begin = self.lines[number - 1];
+        let next = self.lines.partition_point(|begin| *begin <= end);
+        (number, &self.text[begin..self.lines.get(next).copied().unwrap_or(self.text.len())], begin)
     }
 }
 
@@ -146,9 +171,9 @@ impl ConfigError {
                 format!("error: cannot read the configuration {}: {error}", path.display())
             }
             Self::Invalid { path, text, problems } => {
-                let path = path.display().to_string();
+                let (path, source) = (path.display().to_string(), Source::of(text));
                 let mut rendered: Vec<String> =
-                    problems.iter().map(|problem| problem.render(&path, text, &renderer)).collect();
+                    problems.iter().map(|problem| problem.render(&path, &source, &renderer)).collect();
                 if problems.len() > 1 {
                     rendered.push(format!("{} problems in {path}", problems.len()));
                 }

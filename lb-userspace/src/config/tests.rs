@@ -435,6 +435,21 @@ proptest! {
     }
 }
 
+/// One slip of an editor's "replace all" in a large file: shown line by line, without reading the file anew for each.
+#[test]
+fn ten_thousand_problems_are_said_in_seconds() {
+    let backend =
+        |number: u32| format!("  {{ name = \"b{number}\", adress = \"10.1.{}.{}\" }},\n", number >> 8, number & 255);
+    let backends: String = (0..10_000).map(backend).collect();
+    let text = VALID.replace("  { name = \"web-2\"", &format!("{backends}  {{ name = \"web-2\""));
+    let began = std::time::Instant::now();
+    let said = Config::check_text(&text, Path::new("tandem.toml")).unwrap_err().to_string();
+    let last = text[..text.find("\"b9999\"").unwrap()].lines().count();
+    assert!(said.contains(&format!("--> tandem.toml:{last}:21\n")), "line {last}");
+    assert!(said.ends_with("\n\n10000 problems in tandem.toml"));
+    assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
+}
+
 /// Inputs that once made the reader panic, as the fuzzer left them.
 #[test]
 fn what_the_fuzzer_found_makes_no_reader_panic() {
