@@ -38,8 +38,8 @@ pub enum Role {
 pub struct Balancer {
     /// The configuration's file.
     pub config: PathBuf,
-    /// What is wrong with it: the first problem, and how many there are.
-    pub invalid: Option<(String, usize)>,
+    /// Reads it, and answers what is wrong with it: the first problem, and how many there are.
+    pub problems: Box<dyn Fn() -> Option<(String, usize)>>,
     /// As much of it as can be read.
     pub outline: Outline,
     /// Where maps and links are pinned.
@@ -101,10 +101,11 @@ const OF_A_BALANCER: &[Check<Balancer>] = &[
     Check { id: "kernel", examine: |_, _| kernel::version() },
     Check { id: "bpffs", examine: |balancer, _| kernel::bpffs(balancer) },
     Check { id: "memory", examine: |balancer, _| kernel::memory(balancer) },
-    Check { id: "config", examine: |balancer, _| files::config(balancer) },
     Check { id: "key-file", examine: |balancer, _| files::keys_exist(balancer) },
     Check { id: "secret-mode", examine: |balancer, _| files::modes(balancer) },
     Check { id: "state-directory", examine: |balancer, _| files::state_directory(balancer) },
+    // After those whose findings it would repeat: what they mend is no longer wrong with it.
+    Check { id: "config", examine: |balancer, _| files::config(balancer) },
     Check { id: "interface", examine: |balancer, _| interfaces::up(balancer) },
     Check { id: "xdp-driver", examine: interfaces::driver },
     Check { id: "xdp-mtu", examine: interfaces::mtu },

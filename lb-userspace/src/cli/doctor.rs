@@ -102,7 +102,10 @@ fn balancer(arguments: &Arguments) -> Result<Role, Failure> {
         state: &arguments.state_dir,
         ..Host::default()
     };
-    let invalid = match Config::parse(&text, path, &host) {
+    let outline = Outline::of(&text, path, &host);
+    let (config, node) = (path.to_owned(), arguments.node.clone());
+    let (interfaces, state) = (arguments.interface.clone(), arguments.state_dir.clone());
+    let problems = move || match Config::load(&config, node.as_deref(), &interfaces, &state) {
         Err(ConfigError::Invalid { problems, .. }) => {
             problems.first().map(|first| (first.message().to_owned(), problems.len()))
         }
@@ -111,8 +114,8 @@ fn balancer(arguments: &Arguments) -> Result<Role, Failure> {
     };
     Ok(Role::Balancer(Box::new(Balancer {
         config: path.to_owned(),
-        invalid,
-        outline: Outline::of(&text, path, &host),
+        problems: Box::new(problems),
+        outline,
         pins: arguments.pin_dir.clone(),
         state: arguments.state_dir.clone(),
         mode: arguments.xdp_mode.into(),

@@ -13,8 +13,8 @@ use crate::io::state::lock_holder;
 const OTHERS: u32 = 0o077;
 
 pub(super) fn config(balancer: &Balancer) -> Examined {
-    let Some((first, count)) = &balancer.invalid else { return Ok(Vec::new()) };
-    let more = if *count > 1 { format!(", and {} more", count - 1) } else { String::new() };
+    let Some((first, count)) = (balancer.problems)() else { return Ok(Vec::new()) };
+    let more = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
     let found = format!("{} is invalid: {first}{more}", balancer.config.display());
     Ok(vec![Finding::new(found, Mend::Say(format!("tandem config check {}", balancer.config.display())))])
 }
