@@ -67,7 +67,7 @@ enum Kind {
     DeafenInChange,
 }
 
-const KINDS: [Kind; 31] = [
+const KINDS: [Kind; 32] = [
     Kind::KillAgent,
     Kind::KillAgent,
     Kind::PauseAgent,
@@ -97,6 +97,7 @@ const KINDS: [Kind; 31] = [
     Kind::AddMember,
     Kind::RemoveMember,
     Kind::DrainMember,
+    Kind::DeafenInChange,
     Kind::DeafenInChange,
     Kind::DeafenInChange,
 ];
@@ -377,6 +378,9 @@ impl World {
     /// A member is to give its flows away, or not any more.
     fn drain_member(&mut self, member: u8) {
         let mut cluster = self.newest().clone();
+        // Every other time one that is drained, if there is any.
+        let drained = self.rng.pick(&cluster.drained).filter(|_| self.rng.chance(500));
+        let member = drained.unwrap_or(member);
         let is_drained = cluster.drained.contains(&member);
         if is_drained {
             cluster.drained.retain(|&id| id != member);

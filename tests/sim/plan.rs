@@ -142,7 +142,7 @@ impl Plan {
     /// What `rng` makes up.
     pub(crate) fn new(rng: &mut Rng, scale: Scale) -> Self {
         let sizes = Sizes {
-            flows: rng.pick(&[24, 24, 60, 400, 400, 400]).unwrap_or(400),
+            flows: rng.pick(&[12, 24, 60, 400, 400, 400]).unwrap_or(400),
             pending: rng.pick(&[8, 100, 400]).unwrap_or(400),
             events: rng.pick(&[1, 4, 64, 64]).unwrap_or(64),
         };
@@ -166,7 +166,7 @@ impl Plan {
         Self {
             members,
             members_max: members.saturating_add(2).clamp(5, 64),
-            is_mixed: rng.chance(300),
+            is_mixed: rng.chance(500),
             backends: rng.between(2, 6) as u8,
             sizes,
             limits,
