@@ -69,11 +69,13 @@ impl World {
         for input in inputs {
             let dropped = self.mutation == Mutation::ObservesNothing && matches!(input, Input::Observed { .. });
             if !dropped {
-                if let Input::Observed { key, entry } = &input
-                    && agent.ownership.see(*key, Owned::of(entry))
-                {
+                match &input {
                     // What a packet made may be told to peers before it is written again.
-                    self.owned.insert((*key, Owned::of(entry)));
+                    Input::Observed { key, entry } if agent.ownership.see(*key, Owned::of(entry)) => {
+                        self.owned.insert((*key, Owned::of(entry)));
+                    }
+                    Input::Deleted { key } => agent.ownership.forget(key),
+                    _ => {}
                 }
                 agent.core.handle(local, input);
             }

@@ -145,7 +145,16 @@ impl World {
         // A tombstone may have been forgotten for want of room: then each member lets go in its own time.
         let lets_go = self.plan.timeout(key, entry.state) < self.plan.ends_at - self.plan.silent_at;
         let expired = self.oracle.deleted_at(key).is_some_and(|at| self.now - at < S);
-        expired || lets_go || !self.configs[self.configs.len() - 1].serves(entry.backend)
+        expired || lets_go || !self.is_newest(entry.backend) || self.is_disputed(key)
+    }
+
+    /// Whether anybody has the flow on a server that newly started members do not find configured: they park its record,
+    /// and know of it what they know themselves, or nothing.
+    pub(crate) fn is_disputed(&self, key: &Key) -> bool {
+        self.hosts.values().filter(|host| host.enlisted).filter_map(|host| host.datapath.as_ref()).any(|datapath| {
+            let server = datapath.flows.borrow().get(key).and_then(|entry| datapath.backend_address(entry.backend));
+            server.is_some_and(|server| !self.is_newest(server))
+        })
     }
 
     /// A member that does not find a removed server in its configuration keeps what it knows of the tuple itself.

@@ -191,7 +191,10 @@ impl World {
                 let names = |entry: &FlowEntry| {
                     knows_all && [entry.primary, entry.backup].contains(&drained) && is_served(entry.backend)
                 };
-                flows.iter().find(|(_, entry)| names(entry)).map(|(key, entry)| (host.id, key, entry))
+                flows
+                    .iter()
+                    .find(|(key, entry)| names(entry) && !self.is_disputed(key))
+                    .map(|(key, entry)| (host.id, key, entry))
             };
             let named_at = self.hosts.values().filter(|host| host.enlisted).find_map(left);
             let says = host.agent.as_ref().and_then(|agent| agent.core.status().drain);

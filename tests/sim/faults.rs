@@ -268,9 +268,9 @@ impl World {
                 self.stats.count("agent paused");
                 let until = self.now + self.rng.between(10 * MS, 2 * S);
                 if let Some(host) = self.hosts.get_mut(&member) {
-                    host.agent_changed = until;
+                    host.agent_changed = host.agent_changed.max(until);
                     if let Some(agent) = &mut host.agent {
-                        agent.paused_until = until;
+                        agent.paused_until = agent.paused_until.max(until);
                     }
                 }
             }

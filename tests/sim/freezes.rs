@@ -42,7 +42,7 @@ impl World {
         host.frozen = (now, until);
         host.host_changed = until;
         if what != Frozen::Datapath {
-            host.agent_changed = until;
+            host.agent_changed = host.agent_changed.max(until);
             if let Some(agent) = &mut host.agent {
                 agent.paused_until = agent.paused_until.max(until);
             }

@@ -347,7 +347,7 @@ impl World {
     pub(crate) fn judge_expiry(&mut self, member: u8, key: &Key, entry: &FlowEntry) {
         self.stats.count("entry deleted");
         self.trace(|| format!("member {member}: ends {}", flow_name(key)));
-        self.oracle.note_deletion(self.now, *key);
+        self.oracle.note_deletion(self.now, member, *key);
         let since = self.now.saturating_sub(SETTLED);
         if !is_recorded(entry) {
             return;

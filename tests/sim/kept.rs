@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 21] = [
+const KEPT: [(Scale, u64, &str); 26] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -32,6 +32,11 @@ const KEPT: [(Scale, u64, &str); 21] = [
     (Small, 102353, "a look at all tables now and then took what had come and was raised since for another's"),
     (Small, 102831, "a packet that waited in a member's NIC outlived the member"),
     (Small, 103568, "links that lose packets hid from a member who else was ready"),
+    (Small, 1000517, "a flow that had ended and came back from a peer was taken for one whose owners were changed"),
+    (Small, 1001373, "a pause within a pause ended both for who judges them"),
+    (Small, 1002794, "two members had placed a flow anew, the one whose word counts on a server that was then removed"),
+    (Small, 1003111, "a flow that had just ended at the last member that knew it was taken for known"),
+    (Small, 1004407, "two members had placed a flow anew, the one whose word counts on a server that was then removed"),
 ];
 
 #[test]

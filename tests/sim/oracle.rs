@@ -38,9 +38,12 @@ impl Oracle {
         self.known.get(&member)?.get(key).filter(|known| known.backend == backend).map(|known| known.since)
     }
 
-    /// An agent deletes an entry of the flow.
-    pub(crate) fn note_deletion(&mut self, now: Ns, key: Key) {
+    /// A member's agent deletes its entry of the flow.
+    pub(crate) fn note_deletion(&mut self, now: Ns, member: u8, key: Key) {
         self.deleted.insert(key, now);
+        if let Some(known) = self.known.get_mut(&member) {
+            known.remove(&key);
+        }
     }
 
     /// When an agent last deleted an entry of the flow.

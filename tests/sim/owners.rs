@@ -37,6 +37,11 @@ impl Ownership {
         }
         is_news
     }
+
+    /// The flow has ended: what the agent hears of it next may be less.
+    pub(crate) fn forget(&mut self, key: &Key) {
+        self.known.remove(key);
+    }
 }
 
 impl Owned {
