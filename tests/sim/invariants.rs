@@ -196,6 +196,10 @@ impl World {
             self.stats.count("wrong server: the flow was unprotected");
             return;
         };
+        if before.is_some_and(|entry| !knows && self.is_of_a_stranger(&key, entry.creator_id(), *backend, witness)) {
+            self.stats.count("wrong server: a member that nobody could tell of the flow had placed it");
+            return;
+        }
         self.violate(Invariant::ProtectedFlow, || {
             format!(
                 "{} conn {} of server {} is delivered by {member} (received by {}) to {}; member {witness} knew; \
@@ -226,6 +230,16 @@ impl World {
                 known.is_some_and(|known| !self.is_under_way(host, key, member, known))
             })
             .map(|host| host.id)
+    }
+
+    /// Whether `creator` placed a flow on `backend` before it and the witness had heard of each other: one word counts.
+    fn is_of_a_stranger(&self, key: &Key, creator: u8, backend: Address, witness: u8) -> bool {
+        let Some(placed) = self.oracle.known_since(creator, key, backend) else { return false };
+        let knows = |one: u8, other: u8| self.hosts.get(&one)?.acquainted.get(&other).copied();
+        let (Some(one), Some(other)) = (knows(creator, witness), knows(witness, creator)) else { return true };
+        let is_new = placed <= one.max(other) + SETTLED;
+        let is_cut = !self.network.worked_since(creator, witness, placed.saturating_sub(SETTLED));
+        creator != witness && (is_new || is_cut)
     }
 
     /// Whether `member` could not hear of the flow from those whose business it is to tell, since `known`.
