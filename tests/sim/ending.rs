@@ -109,7 +109,7 @@ impl World {
                 let found = table.get(key);
                 let is_missing = found.is_none() && is_roomy && !self.may_be_missing(key, expected);
                 let differs = found.is_some_and(|found| found != expected && self.can_agree(found, expected));
-                if is_missing || differs {
+                if is_missing || differs && !self.is_disputed(key) {
                     wrong = Some((*key, *member, found.copied(), *expected));
                 }
             }

@@ -225,6 +225,8 @@ impl World {
             .filter(|host| host.id != member)
             .filter(|host| [member, receiver].iter().all(|&id| id == host.id || knows(host, id)))
             .filter(|host| host.serves() && host.ready_since(since) && host.agent_changed <= since && reaches(host.id))
+            // An agent whose host takes no packets tells nobody.
+            .filter(|host| host.frozen.1 <= since)
             .find(|host| {
                 let known = self.oracle.known_since(host.id, key, server).filter(|&known| known <= since);
                 known.is_some_and(|known| !self.is_under_way(host, key, member, known))

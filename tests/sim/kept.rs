@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 27] = [
+const KEPT: [(Scale, u64, &str); 29] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -38,6 +38,8 @@ const KEPT: [(Scale, u64, &str); 27] = [
     (Small, 1003111, "a flow that had just ended at the last member that knew it was taken for known"),
     (Small, 1004407, "two members had placed a flow anew, the one whose word counts on a server that was then removed"),
     (Small, 1005580, "a member that was reloaded into a cluster which had yet to hear of it placed flows anew"),
+    (Small, 1201487, "two members had placed a flow anew, the one whose word counts on a server that was then removed"),
+    (Small, 1204438, "a member whose NIC stood still knew of a flow, and could tell nobody"),
 ];
 
 #[test]
