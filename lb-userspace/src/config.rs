@@ -26,6 +26,7 @@ mod digest;
 mod draft;
 mod effective;
 mod example;
+mod health;
 mod host;
 mod key;
 mod names;
@@ -41,6 +42,7 @@ mod vip;
 
 pub use effective::Effective;
 pub use example::{Example, OwnMember};
+pub use health::{BODY_MAX, Health, HealthProbe};
 pub use host::Host;
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
@@ -48,8 +50,8 @@ pub use node::{FLOWS_LEAST, FLOWS_MOST};
 pub use outline::{Outline, Secret};
 pub use problem::ConfigError;
 pub use value::{
-    Affinity, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic, Prefix, Replicate, TooBig,
-    Weight,
+    Affinity, AllDown, CheckKind, CheckPath, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic,
+    Prefix, Replicate, TooBig, Weight,
 };
 pub use vip::{Protocol, Vip};
 
@@ -224,6 +226,8 @@ pub struct Service {
     pub echo: bool,
     /// How long a silent UDP flow is remembered, if not for `Timeouts::udp`.
     pub idle_timeout: Option<Duration>,
+    /// How its backends are checked, if at all.
+    pub health: Option<Health>,
 }
 
 /// A server behind a service.

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use lb_common::{
+    address::Address,
     flow::FlowEntry,
     liveness::{Heard, Liveness, Probe},
     node::Node,
@@ -23,6 +24,7 @@ use zerocopy::FromZeros;
 mod acknowledging;
 pub mod admission;
 mod authority;
+pub mod conditions;
 mod configuring;
 pub mod digests;
 pub mod epochs;
@@ -53,6 +55,7 @@ pub mod wire;
 
 use self::{
     admission::Census,
+    conditions::Conditions,
     epochs::Epochs,
     expiry::{Dues, Timers, Tombstones},
     link::{Introduction, Link, Peer},
@@ -102,6 +105,9 @@ pub struct Core {
     /// Sessions whose lanes are too long.
     overflown: Vec<Session>,
 
+    /// The services of the configuration, their backends in the conditions that they are in.
+    services: Vec<view::Service>,
+    conditions: Conditions,
     epochs: Epochs,
     takeover: Takeover,
     slots: Slots,
@@ -200,6 +206,24 @@ pub enum Input {
     },
     /// A new configuration.
     Configure(Box<View>),
+    /// This member's checks of a backend have come to another result.
+    Checked {
+        /// Its service.
+        service: ServiceKey,
+        /// Its address.
+        backend: Address,
+        /// Whether it answers as it should.
+        is_up: bool,
+    },
+    /// The operator wants a backend drained at all members, or not any more, beside what the configuration says.
+    DrainBackend {
+        /// Its name.
+        backend: String,
+        /// Of which service; of all that have it, if of none.
+        service: Option<String>,
+        /// Which of both.
+        drain: bool,
+    },
     /// The operator wants this member drained, or not any more; the configuration may want it as well.
     Drain(bool),
     /// Leave the cluster.
@@ -299,6 +323,8 @@ impl Core {
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
             overflown: Vec::new(),
+            services: Vec::new(),
+            conditions: Conditions::default(),
             epochs: Epochs::default(),
             takeover: Takeover::default(),
             slots,
@@ -317,6 +343,7 @@ impl Core {
             repaired: 0,
             view,
         };
+        core.conditions.adopt(adopted);
         core.hold();
         core.apply_view(now);
         core
@@ -350,6 +377,10 @@ impl Core {
             }
             Input::Closed { session } => self.ended(now, session, CloseReason::Ended),
             Input::Configure(view) => self.configure(now, *view),
+            Input::Checked { service, backend, is_up } => self.checked(now, &service, &backend, is_up),
+            Input::DrainBackend { backend, service, drain } => {
+                self.drain_backend(now, &backend, service.as_deref(), drain);
+            }
             Input::Drain(drain) => self.drain(now, drain),
             Input::Stop => self.stop(now),
         }

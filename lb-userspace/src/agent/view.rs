@@ -8,15 +8,15 @@ use lb_common::{
 };
 
 use crate::{
-    config::{Affinity, Config, Handoff, OtherTraffic, Replicate, TooBig, address},
-    core::view::{Backend, Limits, Member, Prefix, Probing, Service, Timeouts, View},
+    config::{self, Affinity, Config, Handoff, OtherTraffic, Replicate, TooBig, address},
+    core::view::{AllDown, Backend, Limits, Member, Prefix, Probing, Service, Timeouts, View},
     io::handshake::Trust,
 };
 
 /// The view that `config` gives to its member.
 pub(super) fn of(config: &Config) -> View {
     let cluster = &config.cluster;
-    let keys = |member: &crate::config::Member| {
+    let keys = |member: &config::Member| {
         let mut keys = [[0; 2]; PROBE_KEYS];
         let own = config.node.key.as_ref().filter(|_| member.id != config.node.id);
         for (place, public) in keys.iter_mut().zip(&member.public_keys) {
@@ -25,7 +25,7 @@ pub(super) fn of(config: &Config) -> View {
         }
         keys
     };
-    let member = |member: &crate::config::Member| Member {
+    let member = |member: &config::Member| Member {
         id: member.id.get(),
         name: member.name.as_str().to_owned(),
         address: address(member.address),
@@ -90,25 +90,30 @@ pub(super) fn targets(view: &View) -> Vec<Address> {
     peers.chain(backends).filter(|address| Some(*address) != own).collect()
 }
 
-fn service(service: &crate::config::Service) -> Service {
-    let backend = |backend: &crate::config::Backend| Backend {
+fn service(service: &config::Service) -> Service {
+    let backend = |backend: &config::Backend| Backend {
         name: backend.name.as_str().to_owned(),
         address: address(backend.address),
         weight: backend.weight.get(),
         drain: backend.drain,
+        down: false,
     };
     Service {
         name: service.name.as_str().to_owned(),
-        vips: service.vips.iter().map(crate::config::Vip::key).collect(),
+        vips: service.vips.iter().map(config::Vip::key).collect(),
         backends: service.backends.iter().map(backend).collect(),
         affinity: service.affinity == Affinity::Source,
         echo: service.echo,
         idle_timeout: service.idle_timeout,
+        checked: service.health.as_ref().map(|health| match health.all_down {
+            config::AllDown::Keep => AllDown::Keep,
+            config::AllDown::Drop => AllDown::Drop,
+        }),
     }
 }
 
 /// In the form of types for both families: an IPv4 prefix is mapped.
-fn prefix(prefix: &crate::config::Prefix) -> Prefix {
+fn prefix(prefix: &config::Prefix) -> Prefix {
     let mapped_bits = if prefix.address.is_ipv4() { 96 } else { 0 };
     Prefix { address: address(prefix.address), length: mapped_bits + prefix.length }
 }

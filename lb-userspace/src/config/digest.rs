@@ -2,7 +2,10 @@
 
 use lb_common::hash::siphash13;
 
-use super::{Affinity, Cluster, Config, Handoff, Prefix, Replicate, Service, Vip, address};
+use super::{
+    Affinity, AllDown, CheckPath, Cluster, Config, Handoff, Health, HealthProbe, Prefix, Replicate, Service, Vip,
+    address,
+};
 
 /// Raised when the encoding below changes its meaning.
 const ENCODING: u8 = 4;
@@ -77,6 +80,8 @@ fn services(digest: &mut Digest, services: &[Service]) {
         digest.bytes(&[key.protocol]);
         digest.bytes(&[u8::from(service.affinity == Affinity::Source), u8::from(service.echo)]);
         digest.bytes(&service.idle_timeout.unwrap_or_default().as_nanos().to_be_bytes());
+        // Nothing for none: members of a version that knows no checks have the same hash.
+        service.health.iter().for_each(|checks| health(digest, checks));
         let mut backends: Vec<_> = service.backends.iter().collect();
         backends.sort_by_key(|backend| backend.address);
         digest.count(backends.len());
@@ -84,6 +89,30 @@ fn services(digest: &mut Digest, services: &[Service]) {
             digest.bytes(&address(backend.address));
             digest.bytes(&backend.weight.get().to_be_bytes());
             digest.bytes(&[u8::from(backend.drain)]);
+        }
+    }
+}
+
+fn health(digest: &mut Digest, health: &Health) {
+    digest.bytes(&[u8::from(health.to == CheckPath::Vip), u8::from(health.all_down == AllDown::Keep)]);
+    digest.bytes(&[health.rise, health.fall]);
+    digest.bytes(&health.port.unwrap_or_default().to_be_bytes());
+    for duration in [health.interval, health.jitter, health.timeout] {
+        digest.bytes(&duration.as_nanos().to_be_bytes());
+    }
+    let mut optional = |text: &Option<String>| digest.text(text.as_deref().unwrap_or_default());
+    match &health.probe {
+        HealthProbe::Tcp => digest.bytes(&[0]),
+        HealthProbe::Http { tls, path, host, status, body } => {
+            [host, body].into_iter().for_each(&mut optional);
+            digest.text(path);
+            digest.bytes(&[1, u8::from(*tls)]);
+            [status.start(), status.end()].into_iter().for_each(|code| digest.bytes(&code.to_be_bytes()));
+        }
+        HealthProbe::Udp { send, expect } => {
+            optional(expect);
+            digest.text(send);
+            digest.bytes(&[2]);
         }
     }
 }

@@ -13,6 +13,7 @@ use toml::Spanned;
 use super::{
     Backend, Service,
     cluster::ClusterDraft,
+    health::{self, Health},
     problem::{Problem, Problems},
     section::{Section, reject_duplicates},
     value::{Affinity, Name, Period, Weight},
@@ -27,6 +28,7 @@ pub(super) struct ServiceDraft {
     affinity: Option<Affinity>,
     echo: Option<bool>,
     pub(super) idle_timeout: Option<Option<Spanned<Duration>>>,
+    health: Option<Option<Health>>,
 }
 
 /// A backend as far as it could be read.
@@ -47,6 +49,7 @@ impl ServiceDraft {
             affinity: self.affinity?,
             echo: self.echo?,
             idle_timeout: self.idle_timeout?.map(Spanned::into_inner),
+            health: self.health?,
         })
     }
 }
@@ -80,6 +83,10 @@ fn read(mut section: Section<'_>, problems: &Problems) -> ServiceDraft {
     let draft = ServiceDraft {
         name,
         idle_timeout: read_idle_timeout(&mut section, &vips, problems),
+        health: {
+            let health = section.table("health", "health");
+            health::read(health, &vips, problems)
+        },
         vips,
         affinity: section.or("affinity", Affinity::Flow),
         echo: section.or("echo", true),

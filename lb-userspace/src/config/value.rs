@@ -279,6 +279,36 @@ choices! {
         Source = "source",
     }
 
+    /// What a check asks.
+    CheckKind {
+        /// Nothing: there is none.
+        None = "none",
+        /// Whether a connection comes about.
+        Tcp = "tcp",
+        /// Whether a request is answered as it should be.
+        Http = "http",
+        /// The same over TLS.
+        Https = "https",
+        /// Whether a datagram is answered.
+        Udp = "udp",
+    }
+
+    /// Where a check goes.
+    CheckPath {
+        /// To the VIP on the backend, as its traffic does.
+        Vip = "vip",
+        /// To the backend's own address.
+        Backend = "backend",
+    }
+
+    /// What becomes of a service when all of its backends are down.
+    AllDown {
+        /// Those that went last stay: checks that fail everywhere are more likely wrong than right.
+        Keep = "keep",
+        /// Its packets are dropped.
+        Drop = "drop",
+    }
+
     /// Whether frames may lie in several buffers: MTUs beyond a page.
     MultiBuffer {
         /// Where the interface's MTU needs it.

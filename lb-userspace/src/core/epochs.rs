@@ -142,15 +142,16 @@ struct Voter {
 impl Core {
     /// The configuration holds a set, which may be another than before.
     pub(crate) fn hold(&mut self) {
+        self.hold_services();
         let epochs = &mut self.epochs;
-        let in_hand = fingerprint(&self.view.services);
+        let in_hand = fingerprint(&self.services);
         if in_hand != epochs.in_hand {
             (epochs.in_hand, epochs.held_since) = (in_hand, None);
         }
         // Also what of a service has no part in where flows go; and before any epoch nobody relies on a set.
         if epochs.in_force.number == 0 || in_hand == epochs.in_force.hash {
             epochs.in_force.hash = in_hand;
-            epochs.services.clone_from(&self.view.services);
+            epochs.services.clone_from(&self.services);
         }
     }
 
@@ -169,6 +170,8 @@ impl Core {
             return;
         }
         let voters = self.voters();
+        let ids: Vec<u8> = voters.iter().map(|voter| voter.id).collect();
+        self.decide(now, &ids, ids.iter().all(|&id| id > self.view.me));
         self.learn_number(&voters);
         self.propose(now, &voters);
         self.follow(now, &voters);
@@ -265,7 +268,7 @@ impl Core {
     /// Tells of all flows, and behind them that it is ready for an epoch with the set in hand.
     fn look_forward(&mut self, now: u64, epoch: Epoch) {
         (self.epochs.next, self.epochs.is_pending) = (epoch, true);
-        self.epochs.next_services.clone_from(&self.view.services);
+        self.epochs.next_services.clone_from(&self.services);
         while let Some(number) = self.young.pop_due(u64::MAX) {
             self.reveal(number);
             self.tell_all(now, number);
@@ -342,7 +345,7 @@ impl Core {
 
     /// Slots and rings follow the set in force; what is only in hand has its slots already.
     pub(crate) fn apply_services(&mut self, now: u64) {
-        let upcoming = [self.epochs.next_services(), self.view.services.as_slice()];
+        let upcoming = [self.epochs.next_services(), self.services.as_slice()];
         let backends = self.slots.configure(now, self.epochs.services(), upcoming);
         if backends > 0 {
             self.report(Event::SlotsExhausted { backends });
@@ -403,8 +406,11 @@ fn next_number(number: u32) -> u32 {
 pub(crate) fn fingerprint(services: &[Service]) -> u64 {
     let mut sets = BTreeMap::new();
     for service in services {
-        let mut backends: Vec<_> =
-            service.backends.iter().map(|backend| (backend.address, backend.weight, backend.drain)).collect();
+        let mut backends: Vec<_> = service
+            .backends
+            .iter()
+            .map(|backend| (backend.address, backend.weight, backend.drain, backend.down))
+            .collect();
         backends.sort_unstable();
         sets.extend(service.vips.iter().map(|vip| (*vip, (service.affinity, backends.clone()))));
     }
@@ -419,9 +425,9 @@ pub(crate) fn fingerprint(services: &[Service]) -> u64 {
         let [high, low] = halves(vip.address);
         let port = u64::from(u16::from_be_bytes(vip.port));
         add([high, low, port << 32 | u64::from(vip.protocol) << 8 | u64::from(affinity)]);
-        for (address, weight, drain) in backends {
+        for (address, weight, drain, down) in backends {
             let [high, low] = halves(address);
-            add([high, low, 1 << 63 | u64::from(weight) << 8 | u64::from(drain)]);
+            add([high, low, 1 << 63 | u64::from(weight) << 8 | u64::from(down) << 1 | u64::from(drain)]);
         }
     }
     hash

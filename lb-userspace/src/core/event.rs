@@ -105,6 +105,15 @@ pub enum Event {
         /// Members that have not acknowledged it, by name; empty if all have.
         missing: String,
     },
+    /// What the cluster makes of its checks of a backend.
+    Backend {
+        /// Its service, by name.
+        service: String,
+        /// Its name.
+        backend: String,
+        /// Whether they fail.
+        is_down: bool,
+    },
     /// Flows of members that are gone, or of this one that is draining, have other owners now.
     HandedOver {
         /// How many.
@@ -219,6 +228,7 @@ impl Event {
             | Self::Synchronized { .. }
             | Self::Parked { .. }
             | Self::Unparked { .. }
+            | Self::Backend { is_down: false, .. }
             | Self::HandedOver { .. }
             | Self::Drained
             | Self::Current { is_current: true } => Level::Info,
@@ -232,6 +242,7 @@ impl Event {
             | Self::OtherMember { .. }
             | Self::SlotsExhausted { .. }
             | Self::Epoch { .. }
+            | Self::Backend { is_down: true, .. }
             | Self::Current { is_current: false }
             | Self::Overflow { .. }
             | Self::TableFull { .. } => Level::Warn,
@@ -296,6 +307,10 @@ impl fmt::Display for Event {
             Self::Epoch { number, missing } => {
                 write!(f, "epoch {number}, not acknowledged by {missing}: without them new flows go to other servers")
             }
+            Self::Backend { service, backend, is_down: true } => {
+                write!(f, "{service}: {backend} is down: most members' checks fail, it gets no new flows")
+            }
+            Self::Backend { service, backend, is_down: false } => write!(f, "{service}: {backend} is up again"),
             Self::HandedOver { flows } => write!(f, "{flows} flows have other owners now, those of before are gone"),
             Self::Drained => write!(f, "drained: no flow names this member any more, it can be stopped"),
             Self::Current { is_current: true } => write!(f, "has the servers of the epoch in force, owns new flows"),

@@ -124,6 +124,7 @@ impl Core {
             None
         } else if !link.urgent.is_empty()
             || link.acknowledgements.is_due()
+            || link.hearsay.is_due()
             || link.owes_standing
             || self.has_swept && (link.is_introducing() || link.comparison.is_owing())
         {
@@ -144,6 +145,8 @@ impl Core {
                 link.lazy_due(self.stopping.is_some() || compares || link.owes_standing).is_some_and(|due| due <= now);
             let frame = if link.acknowledgements.is_due() {
                 self.acknowledge(session)
+            } else if link.hearsay.is_due() {
+                self.tell_conditions(session)
             } else if !link.urgent.is_empty() || lazy_is_due {
                 self.delta(now, session)
             } else if link.comparison.is_owing() {

@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use super::{
     Session,
     acknowledging::Acknowledgements,
+    conditions::Hearsay,
     digests::Comparison,
     event::CloseReason,
     wire::{Decoder, HELLO_VERSION, Standing},
@@ -78,6 +79,8 @@ pub(crate) struct Link {
     pub(crate) standing: Option<Standing>,
     /// Whether it is to be told how this member stands, behind what waits for it.
     pub(crate) owes_standing: bool,
+    /// What is said of backends.
+    pub(crate) hearsay: Hearsay,
     /// Rows that the peer owns.
     pub(crate) urgent: VecDeque<u32>,
     /// Other rows.
@@ -169,6 +172,7 @@ impl Link {
             comparison: Comparison::new(),
             standing: None,
             owes_standing: false,
+            hearsay: Hearsay::default(),
             urgent: VecDeque::new(),
             lazy: VecDeque::new(),
             lazy_since: 0,

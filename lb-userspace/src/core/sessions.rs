@@ -140,6 +140,14 @@ impl Core {
                 self.heard_standing(now, session, standing);
                 Ok(())
             }
+            Frame::Opinions(opinions) => {
+                self.heard_opinions(now, session, &opinions);
+                Ok(())
+            }
+            Frame::Conditions(conditions) => {
+                self.take_conditions(now, &conditions);
+                Ok(())
+            }
             Frame::Keepalive => Ok(()),
             Frame::Goodbye => {
                 self.peer_says_goodbye(now, peer);
@@ -190,6 +198,7 @@ impl Core {
                 self.greet_again(session, id);
             }
         }
+        self.introduce_conditions(session);
         self.compare_configuration(id);
         self.pump(now, session);
         Ok(())

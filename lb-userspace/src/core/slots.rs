@@ -11,7 +11,7 @@ use lb_common::{
     maps::{BACKENDS_MAX, PREVIOUS_RINGS},
     ring::Ring,
     service::{SERVICE_AFFINITY, SERVICE_ECHO, Service, ServiceKey, VipFilter},
-    target::{TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
+    target::{TARGET_DOWN, TARGET_DRAINING, TARGET_REMOVED, TARGET_SERVING},
 };
 
 use super::{
@@ -103,7 +103,7 @@ impl Slots {
                     };
                     removed.remove(&slot);
                     if let Some(slot) = self.slots.get_mut(&slot) {
-                        slot.state = if backend.drain { TARGET_DRAINING } else { TARGET_SERVING };
+                        slot.state = state(backend);
                         slot.weight = backend.weight;
                     }
                 }
@@ -267,6 +267,15 @@ impl Slots {
         let named: BTreeSet<ServiceKey> = self.slots.values().filter_map(|slot| slot.service).collect();
         let configured = &self.configured;
         self.rings.retain(|key, _| configured.contains_key(key) || named.contains(key));
+    }
+}
+
+/// A backend that is down takes no new flows, whether it drains or not; its UDP flows are placed anew.
+fn state(backend: &view::Backend) -> u8 {
+    match (backend.down, backend.drain) {
+        (true, _) => TARGET_DOWN,
+        (false, true) => TARGET_DRAINING,
+        (false, false) => TARGET_SERVING,
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
 
 mod acknowledging;
 mod authority;
+mod conditions;
 mod configuration;
 mod convergence;
 mod damage;
@@ -80,7 +81,7 @@ struct Net {
 }
 
 fn backend(last: u8) -> Backend {
-    Backend { name: format!("web-{last}"), address: server(last), weight: 100, drain: false }
+    Backend { name: format!("web-{last}"), address: server(last), weight: 100, drain: false, down: false }
 }
 
 fn server(last: u8) -> Address {
@@ -93,7 +94,7 @@ fn vip() -> ServiceKey {
 
 fn web(backends: Vec<Backend>) -> Service {
     let (vips, idle_timeout) = (vec![vip()], None);
-    Service { name: "web".into(), vips, backends, affinity: false, echo: false, idle_timeout }
+    Service { name: "web".into(), vips, backends, affinity: false, echo: false, idle_timeout, checked: None }
 }
 
 /// One key for each pair.

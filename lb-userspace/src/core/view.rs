@@ -135,6 +135,17 @@ pub struct Service {
     pub echo: bool,
     /// How long a UDP flow may be idle, if not `Timeouts::udp`.
     pub idle_timeout: Option<Duration>,
+    /// Whether its backends are checked, and what becomes of it when all of them are down.
+    pub checked: Option<AllDown>,
+}
+
+/// What becomes of a service whose backends are all down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AllDown {
+    /// Those that went last stay.
+    Keep,
+    /// It has none.
+    Drop,
 }
 
 /// A server behind a service.
@@ -148,6 +159,8 @@ pub struct Backend {
     pub weight: u16,
     /// Keeps its flows and takes no new ones.
     pub drain: bool,
+    /// Its checks fail; never set by a configuration.
+    pub down: bool,
 }
 
 /// Bounds of the core's memory; only tests and the simulator depart from the defaults.

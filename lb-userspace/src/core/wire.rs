@@ -6,6 +6,7 @@
 //! A session speaks the lower of the versions that both sides speak: a member that is not upgraded yet sees nothing that
 //! it would not have seen before. What a version has said once is never said otherwise; `tests/golden` keeps it.
 
+mod condition;
 mod digests;
 mod epoch;
 mod frame;
@@ -15,6 +16,7 @@ mod record;
 use lb_common::rank::MEMBERS_MAX;
 
 pub use self::{
+    condition::{CONDITION_MAX, Condition, Opinion, Register},
     epoch::{EPOCH_MAX, Epoch, Standing},
     frame::{Decoder, Frame},
     hello::Hello,
@@ -22,7 +24,7 @@ pub use self::{
 };
 
 /// The highest version that is spoken here.
-pub const VERSION: u8 = 2;
+pub const VERSION: u8 = 3;
 /// The version of `Hello` itself, for ever: it is what versions are agreed on with.
 pub const HELLO_VERSION: u8 = 1;
 /// Bytes of a payload: what one read of a socket brings, and 1,337 records of IPv4.
@@ -44,13 +46,16 @@ const ACKNOWLEDGEMENT: u8 = 25;
 const BUCKET: u8 = 26;
 const RELAY: u8 = 27;
 const EPOCH: u8 = 32;
-// Reserved: 16..=23 authentication, 24..=31 digests, 33..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
+const OPINIONS: u8 = 33;
+const CONDITIONS: u8 = 34;
+// Reserved: 16..=23 authentication, 24..=31 digests, 35..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
 
 /// The version that a type of frame came with; `None` where there is no such type.
 const fn since(kind: u8) -> Option<u8> {
     match kind {
         HELLO | SNAPSHOT | SNAPSHOT_END | DELTA | KEEPALIVE | GOODBYE => Some(1),
         DIGESTS | ACKNOWLEDGEMENT | BUCKET | RELAY | EPOCH => Some(2),
+        OPINIONS | CONDITIONS => Some(3),
         _ => None,
     }
 }

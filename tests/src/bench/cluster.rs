@@ -288,7 +288,8 @@ fn view(me: u8) -> View {
         probe_keys: [[1, 2], [0; 2]],
     };
     let vip = ServiceKey { address: mapped(VIP), port: 80_u16.to_be_bytes(), protocol: TCP, padding: 0 };
-    let backend = Backend { name: "web-1".into(), address: mapped([10, 0, 2, 1]), weight: 100, drain: false };
+    let backend =
+        Backend { name: "web-1".into(), address: mapped([10, 0, 2, 1]), weight: 100, drain: false, down: false };
     View {
         me,
         members: vec![member(1), member(2)],

@@ -7,7 +7,10 @@ use super::*;
 use crate::core::{
     digests::BUCKETS,
     records::{BackendRegister, Lifecycle, OwnersRegister, Record},
-    wire::{Decoder, Epoch, Frame, Hello, Item, PAYLOAD_MAX, RECORD_V4, RECORD_V6, Standing, VERSION, WireError},
+    wire::{
+        Condition, Decoder, Epoch, Frame, Hello, Item, Opinion, PAYLOAD_MAX, RECORD_V4, RECORD_V6, Register, Standing,
+        VERSION, WireError,
+    },
 };
 
 fn item() -> Item {
@@ -82,22 +85,30 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
     ];
     let of_its_own = match version {
         1 => vec![],
-        _ => vec![
+        2 | 3 => vec![
             ("epoch", Frame::Epoch(Standing { in_force: EPOCH, in_hand: NEXT.hash, next: NEXT })),
             ("digests", Frame::Digests(vec![0x0102_0304_0506_0708; BUCKETS])),
             ("relay", Frame::Relay(vec![item(), item_v6()])),
             ("acknowledgement", Frame::Acknowledgement { frames: 258 }),
             ("bucket", Frame::Bucket { bucket: 0x0abc, is_last: true, items: vec![item()] }),
         ],
+        _ => unreachable!("a version without golden frames"),
     };
-    common.into_iter().chain(of_its_own).collect()
+    let condition = Condition { backend: 0x0102_0304_0506_0708, register: Register::Drained, number: 9, is_set: true };
+    let since_3 = [
+        ("opinions", Frame::Opinions(vec![Opinion { backend: 0x0102_0304_0506_0708, is_up: true }])),
+        ("conditions", Frame::Conditions(vec![condition, Condition { register: Register::Down, ..condition }])),
+    ];
+    let since_3 = since_3.into_iter().filter(|_| version >= 3);
+    common.into_iter().chain(of_its_own).chain(since_3).collect()
 }
 
 /// The lines of a golden file: the name of a frame, and its bytes.
 pub(super) fn golden(version: u8) -> BTreeMap<&'static str, Vec<u8>> {
     let file = match version {
         1 => include_str!("golden/version-1.hex"),
-        _ => include_str!("golden/version-2.hex"),
+        2 => include_str!("golden/version-2.hex"),
+        _ => include_str!("golden/version-3.hex"),
     };
     let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
     // Bytes, and how often they come: not written is once.

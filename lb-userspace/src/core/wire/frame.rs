@@ -1,8 +1,9 @@
 //! Frames: what they are, and where they begin and end in a stream.
 
 use super::{
-    ACKNOWLEDGEMENT, BUCKET, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH,
-    PAYLOAD_MAX, RELAY, Reader, SNAPSHOT, SNAPSHOT_END, Standing, WireError, begin, digests, end,
+    ACKNOWLEDGEMENT, BUCKET, CONDITIONS, Condition, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION,
+    Hello, KEEPALIVE, LENGTH, OPINIONS, Opinion, PAYLOAD_MAX, RELAY, Reader, SNAPSHOT, SNAPSHOT_END, Standing,
+    WireError, begin, digests, end,
     record::{Batch, Item, items},
     since,
 };
@@ -46,6 +47,10 @@ pub enum Frame {
     },
     /// How the sender stands in the matter of epochs.
     Epoch(Standing),
+    /// What the sender's checks say of backends, as far as it has changed.
+    Opinions(Vec<Opinion>),
+    /// What the cluster knows of backends, as far as it has changed.
+    Conditions(Vec<Condition>),
 }
 
 /// Finds frames in a stream that comes in pieces.
@@ -105,6 +110,8 @@ impl Frame {
                 if *is_last { batch.finish_bucket() } else { batch.finish() }
             }
             Self::Epoch(standing) => standing.encode(version),
+            Self::Opinions(opinions) => Opinion::encode(version, opinions),
+            Self::Conditions(conditions) => Condition::encode(version, conditions),
             Self::Keepalive | Self::Goodbye => end(begin(version, self.kind())),
         }
     }
@@ -121,6 +128,8 @@ impl Frame {
             Self::Acknowledgement { .. } => ACKNOWLEDGEMENT,
             Self::Bucket { .. } => BUCKET,
             Self::Epoch(_) => EPOCH,
+            Self::Opinions(_) => OPINIONS,
+            Self::Conditions(_) => CONDITIONS,
             Self::Relay(_) => RELAY,
         }
     }
@@ -162,6 +171,8 @@ fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
             Frame::Bucket { bucket, is_last: last == 1, items: items(&mut reader)? }
         }
         EPOCH => Frame::Epoch(Standing::decode(&mut reader)?),
+        OPINIONS => Frame::Opinions(Opinion::decode(&mut reader)?),
+        CONDITIONS => Frame::Conditions(Condition::decode(&mut reader)?),
         other => return Err(WireError::Type(other)),
     };
     if reader.bytes.is_empty() { Ok(frame) } else { Err(WireError::LeftOver(reader.what)) }
