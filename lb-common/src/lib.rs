@@ -18,6 +18,7 @@ pub mod abi;
 pub mod address;
 pub mod bench;
 pub mod bytes;
+pub mod check;
 pub mod checksum;
 pub mod clamp;
 pub mod decap;

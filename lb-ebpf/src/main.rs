@@ -1,4 +1,5 @@
-//! Tandem's programs: `balancer` on balancers, `decap` on servers without a tunnel device, and there `clamp` for what leaves.
+//! Tandem's programs: `balancer` on balancers, `decap` on servers without a tunnel device, and there `clamp` for what leaves;
+//! `check` on balancers, for the packets of their health checks.
 //!
 //! A packet's way is `parse -> steer -> forward`. The first two are `lb-common`'s, over the tables
 //! of `tables.rs`; all packet pointer arithmetic is in `cursor.rs`.
@@ -6,6 +7,7 @@
 #![cfg_attr(target_arch = "bpf", no_main)]
 
 mod answer;
+mod check;
 mod clamp;
 mod cursor;
 mod decap;

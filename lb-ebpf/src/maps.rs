@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     address::Address,
+    check::{CHECK_WAYS_MAX, CheckWay},
     clamp, decap,
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6, Fragment, Pending},
     liveness::{Heard, Liveness},
@@ -146,6 +147,10 @@ pub(crate) static CLAMP_MSS: Array<u32, 2> = Array::new();
 /// `clamp`: written by the program.
 #[btf_map(name = "clamp_counters")]
 pub(crate) static CLAMP_COUNTERS: PerCpuArray<Counter, { clamp::Outcome::ALL.len() }> = PerCpuArray::new();
+
+/// `check`: written by the agent.
+#[btf_map(name = "check_ways")]
+pub(crate) static CHECK_WAYS: HashMap<u64, CheckWay, { CHECK_WAYS_MAX as usize }> = HashMap::new();
 
 /// Counts a packet of `frame_bytes` bytes, a link-layer header among them.
 #[inline(always)]

@@ -12,10 +12,12 @@ use tracing::{error, info, warn};
 
 use crate::{
     config::{Config, OnStop},
+    control::Control,
     core::{Core, Input, View},
     identity,
     io::{
         attach::Mode,
+        checks::{self, Subject},
         clock::{Alarm, now_ns},
         handshake::Trust,
     },
@@ -23,6 +25,7 @@ use crate::{
 
 mod edges;
 mod fixed;
+mod orders;
 mod signals;
 mod view;
 
@@ -50,6 +53,8 @@ pub struct Options {
     pub pins: PathBuf,
     /// Where the incarnation and the key are kept.
     pub state: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
     /// How the program is attached.
     pub mode: Mode,
 }
@@ -71,6 +76,7 @@ struct Agent<'o> {
     edges: Edges,
     alarm: Alarm,
     signals: Signals,
+    control: Control,
     reload: Option<Reload>,
     upkeep_ns: u64,
 }
@@ -79,6 +85,7 @@ struct Agent<'o> {
 struct Reload {
     trust: Trust,
     view: Box<View>,
+    checks: Vec<Subject>,
     on_stop: OnStop,
     targets: Vec<Address>,
     patience_ns: u64,
@@ -88,6 +95,7 @@ impl<'o> Agent<'o> {
     fn start(options: &'o Options, config: &Config) -> anyhow::Result<Self> {
         // First, so that a signal that comes while the datapath is loaded is not lost.
         let signals = Signals::new().context("signals")?;
+        let control = Control::listen(&options.socket).context("control socket")?;
         let (edges, adopted, incarnation) = Edges::open(options, config)?;
         // After the threads of the edges were started, which would inherit it.
         if let Err(error) = setpriority_process(None, PRIORITY) {
@@ -96,10 +104,11 @@ impl<'o> Agent<'o> {
         let nonce = identity::nonce().context("no random numbers")?;
         let core = Core::new(now_ns(), view::of(config), incarnation, nonce, &adopted);
         let (on_stop, alarm, upkeep_ns) = (config.node.on_stop, Alarm::new()?, now_ns() + UPKEEP_NS);
-        let mut agent = Self { options, on_stop, core, edges, alarm, signals, reload: None, upkeep_ns };
+        let mut agent = Self { options, on_stop, core, edges, alarm, signals, control, reload: None, upkeep_ns };
         // The tables are filled before the first packet is treated.
-        agent.edges.carry_out(&mut agent.core);
+        agent.edges.carry_out(&mut agent.core, &agent.control);
         agent.edges.attach()?;
+        agent.edges.check(checks::subjects(config));
         info!(member = config.this_member().name.as_str(), incarnation, "running");
         Ok(agent)
     }
@@ -107,7 +116,7 @@ impl<'o> Agent<'o> {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
             // 1. What the core wants done, in its order.
-            if self.edges.carry_out(&mut self.core) == Carried::Stopped {
+            if self.edges.carry_out(&mut self.core, &self.control) == Carried::Stopped {
                 return self.edges.close(self.on_stop).await;
             }
             // 2. A tick that is due, before anything else that has happened: probes must not wait for a queue.
@@ -135,6 +144,7 @@ impl<'o> Agent<'o> {
             tokio::select! {
                 rung = self.alarm.ring() => rung?,
                 order = self.signals.next() => self.obey(&order),
+                Some(order) = self.control.next() => self.answer(order),
                 happened = self.edges.next() => self.edges.take_in(&mut self.core, happened?),
             }
         }
@@ -147,33 +157,44 @@ impl<'o> Agent<'o> {
                 self.core.handle(now_ns(), Input::Stop);
             }
             Order::Reload => {
-                let options = self.options;
-                match Config::load(&options.config, options.node.as_deref(), &options.interfaces, &options.state) {
-                    Ok(config) => self.prepare(&config),
-                    Err(error) => error!("the configuration that is running stays\n{error}"),
+                if let Err(error) = self.read_again() {
+                    error!("the configuration that is running stays: {error}");
                 }
             }
         }
     }
 
+    /// Reads the configuration again; why it is not taken over.
+    fn read_again(&mut self) -> Result<(), String> {
+        let options = self.options;
+        Config::load(&options.config, options.node.as_deref(), &options.interfaces, &options.state)
+            .map_err(|error| error.to_string())
+            .and_then(|config| self.prepare(&config))
+    }
+
     /// First finds out how new targets are reached: a new flow must not go where no packet can.
-    fn prepare(&mut self, config: &Config) {
-        if let Err(reason) = self.edges.fixed().accepts(config) {
-            error!("{reason}; that needs a restart, so the configuration that is running stays");
-            return;
-        }
-        let view = Box::new(view::of(config));
+    fn prepare(&mut self, config: &Config) -> Result<(), String> {
+        self.edges.fixed().accepts(config).map_err(|reason| format!("{reason}; that needs a restart"))?;
+        let (view, checks) = (Box::new(view::of(config)), checks::subjects(config));
         let targets = view::targets(&view);
         self.edges.follow(&targets);
         let patience_ns = now_ns() + PATIENCE_NS;
-        self.reload =
-            Some(Reload { trust: view::trust(config), view, on_stop: config.node.on_stop, targets, patience_ns });
+        self.reload = Some(Reload {
+            trust: view::trust(config),
+            view,
+            checks,
+            on_stop: config.node.on_stop,
+            targets,
+            patience_ns,
+        });
+        Ok(())
     }
 
     fn configure(&mut self, new: Reload) {
         self.on_stop = new.on_stop;
         self.edges.trust(&new.trust);
         self.core.handle(now_ns(), Input::Configure(new.view));
+        self.edges.check(new.checks);
         info!(config = %self.options.config.display(), "configuration reloaded");
     }
 }

@@ -9,16 +9,19 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
+mod backend;
 mod cluster;
 mod completions;
 mod config;
 mod datapath;
 mod decap;
 mod doctor;
+mod drain;
 mod explain;
 mod failure;
 mod get;
 mod man;
+mod node;
 mod paint;
 mod place;
 mod run;
@@ -43,6 +46,8 @@ Examples:
   tandem config check                                        everything that is wrong with the configuration
   tandem cluster keygen                                      a new key for this member
   tandem doctor                                              what is wrong with this host, and what mends it
+  tandem backend drain web-1 --wait                          no new flows to a server, until none are left
+  tandem node drain --wait                                   this member gives its flows away: safe to reboot
   tandem datapath status                                     what is attached, with or without an agent
   tandem run --config /etc/tandem/tandem.toml                the agent",
     after_long_help = "\
@@ -52,7 +57,8 @@ Exit codes:
   2  wrong usage
   3  no datapath or agent found
   4  the configuration is invalid
-  5  degraded (status, datapath status), or something found (doctor)"
+  5  degraded (status, datapath status), or something found (doctor)
+  6  not done in time (--wait)"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -69,6 +75,8 @@ enum Command {
     Config(config::Arguments),
     Cluster(cluster::Arguments),
     Datapath(datapath::Arguments),
+    Backend(backend::Arguments),
+    Node(node::Arguments),
     Run(run::Arguments),
     Decap(decap::Arguments),
     Doctor(doctor::Arguments),
@@ -87,6 +95,8 @@ pub fn main() -> ExitCode {
         Some(Command::Config(arguments)) => config::run(&arguments),
         Some(Command::Cluster(arguments)) => cluster::run(&arguments),
         Some(Command::Datapath(arguments)) => datapath::run(&arguments),
+        Some(Command::Backend(arguments)) => backend::run(&arguments),
+        Some(Command::Node(arguments)) => node::run(&arguments),
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Decap(arguments)) => decap::run(&arguments),
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),

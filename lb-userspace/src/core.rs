@@ -403,6 +403,11 @@ impl Core {
         self.watch.next_look()
     }
 
+    /// This member's name.
+    pub fn name(&self) -> &str {
+        self.view.member(self.view.me).map_or("", |member| &member.name)
+    }
+
     /// A picture of what the core knows.
     pub fn status(&self) -> Status {
         let peers = self.peers.iter().map(|(&id, peer)| self.peer_status(id, peer)).collect();

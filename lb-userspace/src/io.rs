@@ -6,6 +6,7 @@
 
 pub mod attach;
 pub mod bpf;
+pub mod checks;
 pub mod clock;
 pub mod complaint;
 pub mod copying;

@@ -102,6 +102,7 @@ impl World {
                 address: backend.address,
                 weight: 100,
                 drain: backend.drain,
+                down: false,
             })
             .collect();
         let service = |name: &str, vip, protocol| view::Service {
@@ -111,6 +112,7 @@ impl World {
             affinity: self.plan.affinity,
             echo: true,
             idle_timeout: None,
+            checked: None,
         };
         let is_drained = |id: &u8| cluster.drained.contains(id) && self.mutation != Mutation::DrainsNothing;
         let takes_over_at_once = self.mutation == Mutation::TakesOverAtOnce;

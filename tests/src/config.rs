@@ -68,6 +68,8 @@ pub struct Service {
     pub vip: Vec<String>,
     /// `affinity`, if not the default.
     pub affinity: Option<&'static str>,
+    /// `health`, if it is checked.
+    pub health: Option<&'static str>,
     /// The servers behind it.
     pub backends: Vec<Backend>,
 }
@@ -101,7 +103,7 @@ impl Config {
             underlay: Family::V4,
             behind: Family::V4,
             members: Vec::new(),
-            services: vec![Service { name: "web".to_owned(), vip, affinity: None, backends: Vec::new() }],
+            services: vec![Service { name: "web".to_owned(), vip, affinity: None, health: None, backends: Vec::new() }],
         }
     }
 
@@ -185,6 +187,9 @@ impl Config {
             writeln!(out, "\n[[service]]\nname = \"{}\"\nvip = {:?}", service.name, service.vip)?;
             if let Some(affinity) = service.affinity {
                 writeln!(out, "affinity = \"{affinity}\"")?;
+            }
+            if let Some(health) = service.health {
+                writeln!(out, "health = {health}")?;
             }
             writeln!(out, "backends = [")?;
             for Backend { name, address, drain } in &service.backends {

@@ -87,6 +87,11 @@ impl Member {
         &self.pins
     }
 
+    /// Its agent's control socket.
+    pub fn socket(&self) -> PathBuf {
+        self.state.join("control.sock")
+    }
+
     /// Its agent's process id.
     pub fn pid(&self) -> Option<u32> {
         self.agent.as_ref().map(Child::id)
@@ -102,6 +107,7 @@ impl Member {
         let mut command = self.host.namespace.command(&self.tandem);
         command.arg("run").arg("--config").arg(&self.config).arg("--node").arg(self.name());
         command.arg("--pin-dir").arg(&self.pins).arg("--state-dir").arg(&self.state);
+        command.arg("--socket").arg(self.socket());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let agent = command.spawn().with_context(|| format!("cannot start {}", self.tandem.display()))?;
         self.agent = Some(agent);

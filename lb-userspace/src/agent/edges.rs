@@ -8,8 +8,10 @@ use std::{
 };
 
 use anyhow::Context as _;
+use aya::programs::tc::SchedClassifierLink;
 use lb_common::{
     address::Address,
+    check,
     flow::{FlowEntry, FlowKeyV4, FlowKeyV6},
     maps,
 };
@@ -19,8 +21,10 @@ use tracing::{error, info, warn};
 use super::{Options, fixed::Fixed, view};
 use crate::{
     config::{self, Config, OnStop},
+    control::Control,
     core::{Adopted, Core, Input, Key, Level, Output, PutMode},
     io::{
+        checks::{Checked, Checks, Subject, Tunnel},
         clock::now_ns,
         complaint::Complaint,
         datapath::{Datapath, Spec},
@@ -57,6 +61,9 @@ pub(super) struct Edges {
     sessions: Sessions,
     next_hops: NextHops,
     resolved: mpsc::Receiver<Resolved>,
+    checks: Checks,
+    /// Where checks leave through the tunnel.
+    check_links: Vec<SchedClassifierLink>,
     swept: mpsc::Receiver<Swept>,
     state: StateDirectory,
     fixed: Fixed,
@@ -74,6 +81,7 @@ pub(super) enum Carried {
 /// Something that happened at an edge.
 pub(super) enum Happened {
     Session(Input),
+    Checked(Checked),
     Events,
     Resolved(Resolved),
     Swept(Swept),
@@ -105,6 +113,8 @@ impl Edges {
         let (found, resolved) = mpsc::channel(RESOLVED);
         let next_hops = NextHops::start(found).context("next hops")?;
         let swept = sweep(&flows, &flows_v6).context("sweep")?;
+        let tunnel = Tunnel::new(datapath.map(check::CHECK_WAYS)?).context("health checks")?;
+        let checks = Checks::start(tunnel).context("health checks")?;
         let incarnation = state.next_incarnation()?;
         let edges = Self {
             datapath,
@@ -116,6 +126,8 @@ impl Edges {
             sessions,
             next_hops,
             resolved,
+            checks,
+            check_links: Vec::new(),
             swept,
             state,
             fixed,
@@ -134,6 +146,26 @@ impl Edges {
     pub(super) fn trust(&mut self, trust: &Trust) {
         if let Err(error) = self.sessions.trust(trust) {
             error!(%error, "the members' keys cannot be used; no session is opened");
+        }
+    }
+
+    /// Checks the backends of the configuration, and nothing else.
+    pub(super) fn check(&mut self, subjects: Vec<Subject>) {
+        let wants_tunnel = subjects.iter().any(|subject| subject.sources.is_some());
+        if !wants_tunnel {
+            self.check_links.clear();
+        } else if self.check_links.is_empty() {
+            self.attach_checks();
+        }
+        self.checks.follow(subjects);
+    }
+
+    /// Attaches the program for checks through the tunnel anew.
+    fn attach_checks(&mut self) {
+        self.check_links.clear();
+        match self.datapath.attach_checks(&self.fixed.interfaces) {
+            Ok(links) => self.check_links = links,
+            Err(error) => error!(%error, "health checks cannot leave through the tunnel, and fail"),
         }
     }
 
@@ -161,6 +193,7 @@ impl Edges {
             Ok(true) => {
                 complain(self.installed.set_cluster_interface(self.datapath.cluster_ifindex()));
                 self.follow(&[]);
+                self.attach_checks();
             }
             Err(error) => error!(%error, "cannot look after the interfaces"),
         }
@@ -191,7 +224,7 @@ impl Edges {
     }
 
     /// Carries out what the core wants, in its order, until it wants nothing more.
-    pub(super) fn carry_out(&mut self, core: &mut Core) -> Carried {
+    pub(super) fn carry_out(&mut self, core: &mut Core, control: &Control) -> Carried {
         while let Some(output) = core.poll_output() {
             match output {
                 Output::Install(tables) => self.install(*tables),
@@ -208,8 +241,14 @@ impl Edges {
                 Output::Close { session } => self.sessions.close(session),
                 Output::RaiseIncarnation(incarnation) => complain(self.state.record_incarnation(incarnation)),
                 Output::Report(event) => match event.level() {
-                    Level::Info => info!("{event}"),
-                    Level::Warn => warn!("{event}"),
+                    Level::Info => {
+                        info!("{event}");
+                        control.tell("info", event.to_string());
+                    }
+                    Level::Warn => {
+                        warn!("{event}");
+                        control.tell("warn", event.to_string());
+                    }
                 },
                 Output::Stopped => return Carried::Stopped,
             }
@@ -240,6 +279,7 @@ impl Edges {
             ready = self.events.ready() => ready.map(|()| Happened::Events),
             Some(resolved) = self.resolved.recv() => Ok(Happened::Resolved(resolved)),
             Some(swept) = self.swept.recv() => Ok(Happened::Swept(swept)),
+            Some(checked) = self.checks.next() => Ok(Happened::Checked(checked)),
         }
     }
 
@@ -257,6 +297,9 @@ impl Edges {
                     bytes += received(&input);
                     core.handle(now_ns(), input);
                 }
+            }
+            Happened::Checked(Checked { service, backend, is_up }) => {
+                core.handle(now_ns(), Input::Checked { service, backend, is_up });
             }
             Happened::Events => self.events.take(|key, entry| core.handle(now_ns(), Input::Observed { key, entry })),
             Happened::Resolved(resolved) => complain(self.installed.resolve(&resolved)),

@@ -3,7 +3,7 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use super::paint;
-use crate::{config::ConfigError, pinned::PinnedError};
+use crate::{config::ConfigError, control::client::AskError, pinned::PinnedError};
 
 /// The exit codes; scripts rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub enum Exit {
     Configuration = 4,
     /// `status`: something is not as it should be.
     Degraded = 5,
+    /// `--wait`: what was waited for did not happen in time.
+    Late = 6,
 }
 
 /// Why a command was not carried out: what happened, whether anything changed, what to do.
@@ -54,6 +56,16 @@ impl From<PinnedError> for Failure {
         let exit = match &error {
             PinnedError::Absent(_) | PinnedError::OtherVersion { .. } => Exit::Absent,
             PinnedError::Denied(_) | PinnedError::Map { .. } => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
+    }
+}
+
+impl From<AskError> for Failure {
+    fn from(error: AskError) -> Self {
+        let exit = match &error {
+            AskError::Unreachable { .. } | AskError::Strange { .. } => Exit::Absent,
+            AskError::Refused(_) => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }

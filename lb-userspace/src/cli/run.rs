@@ -9,6 +9,7 @@ use super::{Exit, Failure, paint};
 use crate::{
     agent,
     config::{self, Config},
+    control,
     io::attach::Mode,
     pinned,
 };
@@ -41,6 +42,9 @@ pub(super) struct Arguments {
     /// Where the number of starts and the member's key are kept; one directory for each member on a host
     #[arg(long, value_name = "DIR", default_value = config::DEFAULT_STATE_DIRECTORY)]
     state_dir: PathBuf,
+    /// Where it answers `tandem backend`, `tandem node` and curl; one for each member on a host
+    #[arg(long, value_name = "FILE", default_value = control::DEFAULT_SOCKET)]
+    socket: PathBuf,
     /// Who runs the XDP program
     #[arg(long, value_enum, default_value_t = XdpMode::Native)]
     xdp_mode: XdpMode,
@@ -72,6 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         interfaces: arguments.interface.clone(),
         pins: arguments.pin_dir.clone(),
         state: arguments.state_dir.clone(),
+        socket: arguments.socket.clone(),
         mode: arguments.xdp_mode.into(),
     };
     start_log();

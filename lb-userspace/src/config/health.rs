@@ -140,16 +140,11 @@ pub(super) fn read(section: Option<Section<'_>>, vips: &[Spanned<Vip>], problems
     if kind == CheckKind::None {
         return Some(None);
     }
-    let has_any = vips.iter().any(|vip| vip.get_ref().port == 0);
-    if has_any && port.is_none() {
-        let problem = Problem::new("a check of a service with every port needs a `port`").at(at.clone(), "");
-        problems.push(problem.help("port = 80"));
-        return None;
-    }
-    let is_udp = |vip: &Spanned<Vip>| vip.get_ref().protocol == Protocol::Udp;
-    if kind == CheckKind::Udp && port.is_none() && !vips.is_empty() && !vips.iter().all(is_udp) {
-        let problem = Problem::new("a check by UDP of a service that is not UDP needs a `port`").at(at, "");
-        problems.push(problem.help("port = 53, or type = \"tcp\""));
+    let protocol = if kind == CheckKind::Udp { Protocol::Udp } else { Protocol::Tcp };
+    let other = vips.iter().find(|vip| vip.get_ref().port == 0 || vip.get_ref().protocol != protocol);
+    if let (None, Some(vip)) = (port, other) {
+        let problem = Problem::new("the check needs a `port`: a VIP of the service has none that it could ask");
+        problems.push(problem.at(at, "").with(vip.span(), "this one").help("port = 80"));
         return None;
     }
     let interval = interval?.0;

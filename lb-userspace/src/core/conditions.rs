@@ -66,6 +66,29 @@ struct Place {
     backend: usize,
 }
 
+/// A backend of a VIP, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendStatus {
+    /// The service's name.
+    pub service: String,
+    /// The VIP.
+    pub vip: ServiceKey,
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: Address,
+    /// Whether the configuration drains it.
+    pub drained_by_file: bool,
+    /// Whether an operator has drained it.
+    pub drained: bool,
+    /// Whether most members' checks fail.
+    pub down: bool,
+    /// What this member's own checks say.
+    pub answers: Option<bool>,
+    /// Flows that have a record naming it.
+    pub flows: usize,
+}
+
 /// What a session has heard, and is to be told.
 #[derive(Default)]
 pub(crate) struct Hearsay {
@@ -183,26 +206,55 @@ impl Core {
         self.review_epochs(now);
     }
 
-    /// An operator wants a backend drained, at the VIPs of `service` or at all, or not any more; says how many that are.
-    pub(crate) fn drain_backend(&mut self, now: u64, name: &str, service: Option<&str>, drain: bool) -> usize {
-        let services = &self.view.services;
-        let wanted = services.iter().filter(|candidate| service.is_none_or(|service| candidate.name == service));
-        let wanted = wanted.flat_map(|service| {
-            let named = service.backends.iter().filter(|backend| backend.name == name);
-            named.flat_map(|backend| service.vips.iter().map(|vip| backend_id(vip, &backend.address)))
-        });
-        let ids: Vec<BackendId> = wanted.collect();
-        let conditions = &self.conditions;
-        let register = Register::Drained;
-        let changed = ids.iter().filter(|&&id| conditions.is_set(id, register) != drain).map(|&id| Condition {
+    /// An operator wants a backend drained, at the VIPs of `service` or at all, or not any more.
+    pub(crate) fn drain_backend(&mut self, now: u64, name: &str, service: Option<&str>, drain: bool) {
+        let (conditions, register) = (&self.conditions, Register::Drained);
+        let ids = self.named(name, service).filter(|id| conditions.is_set(*id, register) != drain);
+        let condition = |id| Condition {
             backend: id,
             register,
-            number: conditions.number(id, register) + 1,
+            number: (conditions.number(id, register) + 1).min(CONDITION_MAX),
             is_set: drain,
-        });
-        let changed: Vec<Condition> = changed.collect();
+        };
+        let changed: Vec<Condition> = ids.map(condition).collect();
         self.take_conditions(now, &changed);
-        ids.len()
+    }
+
+    /// Backends of this name, each counted once for each VIP.
+    pub fn backends_named(&self, name: &str, service: Option<&str>) -> usize {
+        self.named(name, service).count()
+    }
+
+    /// All configured backends, by VIP.
+    pub fn backends(&self) -> Vec<BackendStatus> {
+        let mut all = Vec::new();
+        for service in &self.view.services {
+            for vip in &service.vips {
+                all.extend(service.backends.iter().map(|backend| {
+                    let id = backend_id(vip, &backend.address);
+                    BackendStatus {
+                        service: service.name.clone(),
+                        vip: *vip,
+                        name: backend.name.clone(),
+                        address: backend.address,
+                        drained_by_file: backend.drain,
+                        drained: self.conditions.is_set(id, Register::Drained),
+                        down: service.checked.is_some() && self.conditions.is_set(id, Register::Down),
+                        answers: self.conditions.opinions.get(&id).copied(),
+                        flows: self.slots.flows_of(vip, &backend.address),
+                    }
+                }));
+            }
+        }
+        all
+    }
+
+    fn named(&self, name: &str, service: Option<&str>) -> impl Iterator<Item = BackendId> {
+        let wanted = move |candidate: &&Service| service.is_none_or(|service| candidate.name == service);
+        self.view.services.iter().filter(wanted).flat_map(move |service| {
+            let named = service.backends.iter().filter(move |backend| backend.name == name);
+            named.flat_map(|backend| service.vips.iter().map(|vip| backend_id(vip, &backend.address)))
+        })
     }
 
     /// A peer says what its checks say.

@@ -159,6 +159,12 @@ impl Slots {
         Some(entry.address)
     }
 
+    /// Records that name a backend.
+    pub(crate) fn flows_of(&self, service: &ServiceKey, address: &Address) -> usize {
+        let slot = self.index.get(&(*service, *address)).and_then(|slot| self.slots.get(slot));
+        slot.map_or(0, |slot| slot.records as usize)
+    }
+
     /// A record names the slot.
     pub(crate) fn retain(&mut self, slot: u16) {
         if let Some(slot) = self.slots.get_mut(&slot) {

@@ -16,7 +16,7 @@ use aya::{
         xdp::{DevMapHash, XdpMapError},
     },
     pin::PinError,
-    programs::{ProgramError, Xdp},
+    programs::{ProgramError, Xdp, tc::SchedClassifierLink},
 };
 use aya_obj::{ParseError, programs::XdpAttachType};
 use lb_common::{
@@ -29,6 +29,7 @@ use super::{
     attach::{self, AttachError, Mode},
     clock::now_ns,
     copying::{Copying, How},
+    egress,
     interfaces::Interfaces,
     layouts::CURRENT,
     pins::{self, Fit, PinsError},
@@ -227,6 +228,17 @@ impl Datapath {
     /// Takes the map `name` out, as a typed one.
     pub fn map<T: TryFrom<Map, Error = MapError>>(&mut self, name: &'static str) -> Result<T, DatapathError> {
         take(&mut self.ebpf, name)
+    }
+
+    /// Has health checks leave by `interfaces` through the tunnel, while the answer lives.
+    pub fn attach_checks(&mut self, interfaces: &[String]) -> Result<Vec<SchedClassifierLink>, DatapathError> {
+        let name = object::CHECK;
+        let program = object::check(&mut self.ebpf)?;
+        let failed = |error| DatapathError::Program { name, error };
+        if program.fd().is_err() {
+            program.load().map_err(failed)?;
+        }
+        interfaces.iter().map(|interface| egress::attach(program, interface).map_err(failed)).collect()
     }
 
     /// Attaches to all interfaces. From now on packets are treated; the maps should be filled.

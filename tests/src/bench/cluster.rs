@@ -315,6 +315,7 @@ fn view(me: u8) -> View {
             affinity: false,
             echo: false,
             idle_timeout: None,
+            checked: None,
         }],
         limits: Limits::default(),
     }

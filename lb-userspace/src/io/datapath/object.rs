@@ -8,7 +8,7 @@ use aya::{
     programs::{SchedClassifier, Xdp},
 };
 use aya_obj::Object;
-use lb_common::{decap, maps};
+use lb_common::{check, decap, maps};
 
 use super::{DatapathError, Entry};
 use crate::io::{
@@ -114,7 +114,8 @@ pub fn take<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &'static s
 
 /// The maps of `decap`, which `balancer` does not use; and of `balancer`, which `decap` does not use, the large ones.
 const DECAP_MAPS: [&str; 2] = [decap::DECAP_FROM, decap::DECAP_VIPS];
-const LARGE_BALANCER_MAPS: [&str; 10] = [
+const LARGE_BALANCER_MAPS: [&str; 11] = [
+    check::CHECK_WAYS,
     maps::FLOWS,
     maps::FLOWS_V6,
     maps::PENDING,
@@ -128,6 +129,7 @@ const LARGE_BALANCER_MAPS: [&str; 10] = [
 ];
 
 const CLAMP: &str = "clamp";
+pub(super) const CHECK: &str = "check";
 
 /// Loads the object for the program `name`, one of `Entry::decap`, and for the clamp if that is wanted: no pins, and the
 /// balancer's maps as small as they can be.
@@ -157,6 +159,12 @@ pub fn program<'e>(ebpf: &'e mut Ebpf, name: &'static str) -> Result<&'e mut Xdp
 pub fn clamp(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
     let program = ebpf.program_mut(CLAMP).ok_or(DatapathError::Missing(CLAMP))?;
     program.try_into().map_err(|error| DatapathError::Program { name: CLAMP, error })
+}
+
+/// The program that sends health checks through the tunnel.
+pub(super) fn check(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathError> {
+    let program = ebpf.program_mut(CHECK).ok_or(DatapathError::Missing(CHECK))?;
+    program.try_into().map_err(|error| DatapathError::Program { name: CHECK, error })
 }
 
 /// An inner map that can take the place of those of outer map `outer`.

@@ -1,0 +1,205 @@
+//! HTTP on the socket's side of the agent.
+
+use std::{convert::Infallible, io, sync::Arc};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{ConnectInfo, State, connect_info::Connected},
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post, put},
+    serve::IncomingStream,
+};
+use tokio::{
+    net::UnixListener,
+    sync::{
+        broadcast::error::RecvError,
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
+};
+
+use super::{
+    Journal, Order,
+    api::{DrainBackend, DrainNode, EventLine, Refusal},
+};
+
+/// Who is at the other end.
+#[derive(Clone, Copy)]
+struct Caller {
+    uid: Option<u32>,
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self { uid: stream.io().peer_cred().ok().map(|peer| peer.uid()) }
+    }
+}
+
+#[derive(Clone)]
+struct Agent {
+    orders: mpsc::Sender<Order>,
+    journal: Arc<Journal>,
+}
+
+/// An answer that is none.
+struct Denied(StatusCode, String);
+
+impl IntoResponse for Denied {
+    fn into_response(self) -> Response {
+        (self.0, Json(Refusal { error: self.1 })).into_response()
+    }
+}
+
+/// Serves until the process ends.
+pub(super) async fn serve(
+    listener: std::os::unix::net::UnixListener,
+    orders: mpsc::Sender<Order>,
+    journal: Arc<Journal>,
+) -> io::Result<()> {
+    let routes = Router::new()
+        .route("/v1/node", get(node))
+        .route("/v1/node/drain", put(drain_node))
+        .route("/v1/backends", get(backends))
+        .route("/v1/backends/drain", put(drain_backend))
+        .route("/v1/reload", post(reload))
+        .route("/v1/events", get(events))
+        .fallback(async || {
+            Denied(StatusCode::NOT_FOUND, "there is no such resource; docs/control.md lists them".into())
+        })
+        .with_state(Agent { orders, journal });
+    axum::serve(UnixListener::from_std(listener)?, routes.into_make_service_with_connect_info::<Caller>()).await
+}
+
+impl Agent {
+    /// The agent's answer to an order.
+    async fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> Result<T, Denied> {
+        let (answer, answered) = oneshot::channel();
+        self.orders.try_send(order(answer)).map_err(|error| match error {
+            TrySendError::Full(_) => {
+                Denied(StatusCode::SERVICE_UNAVAILABLE, "too many orders wait; nothing was changed, try again".into())
+            }
+            TrySendError::Closed(_) => stopping(),
+        })?;
+        answered.await.map_err(|_| stopping())
+    }
+}
+
+fn stopping() -> Denied {
+    Denied(StatusCode::SERVICE_UNAVAILABLE, "the agent is stopping".into())
+}
+
+impl Caller {
+    /// Whoever may open the socket may look; changes are for root and the agent's own user.
+    fn may_change(self) -> Result<(), Denied> {
+        let own = rustix::process::geteuid().as_raw();
+        if self.uid.is_some_and(|uid| uid == 0 || uid == own) {
+            return Ok(());
+        }
+        Err(Denied(
+            StatusCode::FORBIDDEN,
+            "only root and the agent's user may change something; nothing was changed".into(),
+        ))
+    }
+}
+
+async fn node(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {
+    agent.ask(Order::Node).await.map(Json)
+}
+
+async fn backends(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {
+    agent.ask(Order::Backends).await.map(Json)
+}
+
+async fn drain_node(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    let DrainNode { drain } = read(&body)?;
+    agent.ask(|answer| Order::DrainNode(drain, answer)).await.map(Json)
+}
+
+async fn drain_backend(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    let order: DrainBackend = read(&body)?;
+    let wanted = order.backend.clone();
+    let matched = agent.ask(|answer| Order::DrainBackend(order, answer)).await?;
+    if matched.matched == 0 {
+        let error = format!("there is no backend {wanted}; nothing was changed (`tandem get backends` lists them)");
+        return Err(Denied(StatusCode::NOT_FOUND, error));
+    }
+    Ok(Json(matched))
+}
+
+async fn reload(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    match agent.ask(Order::Reload).await? {
+        Ok(()) => Ok(StatusCode::NO_CONTENT),
+        Err(error) => Err(Denied(StatusCode::UNPROCESSABLE_ENTITY, error)),
+    }
+}
+
+/// The past, then what comes. A listener that falls behind is told how much it missed.
+async fn events(State(agent): State<Agent>) -> impl IntoResponse {
+    let (past, mut news) = agent.journal.listen();
+    let (lines, written) = mpsc::channel::<Bytes>(16);
+    tokio::spawn(async move {
+        for event in past {
+            if lines.send(line(&event)).await.is_err() {
+                return;
+            }
+        }
+        loop {
+            let event = match news.recv().await {
+                Ok(event) => event,
+                Err(RecvError::Lagged(missed)) => EventLine {
+                    time: std::time::SystemTime::now(),
+                    level: "warn".into(),
+                    text: format!("{missed} events were not read in time, and are lost"),
+                },
+                Err(RecvError::Closed) => return,
+            };
+            if lines.send(line(&event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    let body = Body::from_stream(Lines(written));
+    ([(header::CONTENT_TYPE, "application/x-ndjson")], body)
+}
+
+fn line(event: &EventLine) -> Bytes {
+    let mut text = serde_json::to_vec(event).unwrap_or_default();
+    text.push(b'\n');
+    text.into()
+}
+
+/// A body that comes out of a channel.
+struct Lines(mpsc::Receiver<Bytes>);
+
+impl futures_core::Stream for Lines {
+    type Item = Result<Bytes, Infallible>;
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        self.0.poll_recv(context).map(|line| line.map(Ok))
+    }
+}
+
+fn read<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Denied> {
+    serde_json::from_slice(body).map_err(|error| {
+        Denied(StatusCode::BAD_REQUEST, format!("the body is not what is wanted: {error}; nothing was changed"))
+    })
+}

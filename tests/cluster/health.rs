@@ -1,0 +1,137 @@
+//! Health checks through the tunnel: who dies gets no new flows, from nobody, and keeps nothing that lives.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    address::mapped,
+    target::{TARGET_DOWN, TARGET_SERVING},
+};
+use tests::{
+    cluster::{Cluster, Shape},
+    command,
+    interrupt::wait_until,
+    member::Member,
+    netns::Namespace,
+    traffic::caller::Caller,
+};
+
+const INTERVAL: Duration = Duration::from_millis(200);
+const JITTER: Duration = Duration::from_millis(20);
+const TIMEOUT: Duration = Duration::from_millis(100);
+const RISE: u32 = 2;
+const FALL: u32 = 2;
+
+/// Three members and three servers; one check for all VIPs, by TCP.
+fn checked(health: &'static str) -> Cluster {
+    Cluster::start(Shape { balancers: 3, servers: 3, naive: false }, |config| {
+        config.services[0].health = Some(health);
+    })
+    .unwrap()
+}
+
+const TCP: &str =
+    r#"{ type = "tcp", port = 80, interval = "200ms", jitter = "20ms", timeout = "100ms", rise = 2, fall = 2 }"#;
+
+/// The states of a server's slots at a member.
+fn states(member: &Member, address: IpAddr) -> Vec<u8> {
+    let IpAddr::V4(address) = address else { panic!("an IPv4 lab") };
+    let targets = (1..32).map(|slot| member.tables().backend(slot).unwrap());
+    targets.filter(|target| target.address == mapped(address.octets())).map(|target| target.state).collect()
+}
+
+fn all_are(cluster: &Cluster, server: usize, state: u8) -> bool {
+    let address = cluster.servers[server].host.address.into();
+    cluster.members.iter().all(|member| {
+        let states = states(member, address);
+        !states.is_empty() && states.iter().all(|of| *of == state)
+    })
+}
+
+pub(crate) fn wait_for(cluster: &Cluster, server: usize, state: u8, limit: Duration) -> Duration {
+    let began = Instant::now();
+    let came = wait_until(limit, Duration::from_millis(2), || all_are(cluster, server, state)).unwrap();
+    let log = cluster.members[0].log();
+    assert!(came, "server {server} is not in state {state} at all members after {limit:?}; of member 1:\n{log}");
+    began.elapsed()
+}
+
+/// A server's new connections are refused: of everybody, or of one source.
+fn refuse(server: &Namespace, from: Option<IpAddr>) {
+    let source = from.map(|from| format!("ip saddr {from} ")).unwrap_or_default();
+    let rule = format!("{source}tcp flags & (syn|ack) == syn reject with tcp reset");
+    let rules = format!("table ip sick {{ chain in {{ type filter hook input priority 0; {rule}; }}; }}\n");
+    command::run_with_input(server.command("nft").args(["-f", "-"]), &rules).unwrap();
+}
+
+fn accept(server: &Namespace) {
+    command::run(server.command("nft").args(["delete", "table", "ip", "sick"])).unwrap();
+}
+
+/// Connections from so many ports; which servers they are on.
+pub(crate) fn open(cluster: &Cluster, ports: std::ops::Range<u16>) -> Vec<Caller> {
+    ports
+        .map(|port| {
+            let mut caller = Caller::open(&cluster.topology.client, port).unwrap();
+            caller.ask().unwrap();
+            caller
+        })
+        .collect()
+}
+
+#[test]
+fn a_dead_backend_gets_no_new_flows_and_keeps_its_connections() {
+    let cluster = checked(TCP);
+    let mut before = open(&cluster, 42_000..42_030);
+    let held = before.iter().filter(|caller| caller.server() == 1).count();
+    assert!(held > 0, "30 connections, none to the server that will die");
+
+    refuse(&cluster.servers[0].host.namespace, None);
+    let bound = FALL * (INTERVAL + JITTER) + TIMEOUT + Duration::from_millis(250);
+    let took = wait_for(&cluster, 0, TARGET_DOWN, Duration::from_secs(5));
+    println!("down at all members after {took:?}, required {bound:?}");
+    assert!(took <= bound, "{took:?}");
+    assert!(open(&cluster, 43_000..43_060).iter().all(|caller| caller.server() != 1));
+    before.iter_mut().for_each(|caller| caller.ask().unwrap());
+
+    accept(&cluster.servers[0].host.namespace);
+    let bound = RISE * (INTERVAL + JITTER) + Duration::from_secs(1);
+    let took = wait_for(&cluster, 0, TARGET_SERVING, Duration::from_secs(5));
+    println!("back at all members after {took:?}, required {bound:?}");
+    assert!(took <= bound, "{took:?}");
+    assert!(open(&cluster, 44_000..44_060).iter().any(|caller| caller.server() == 1));
+    before.iter_mut().for_each(|caller| caller.ask().unwrap());
+}
+
+#[test]
+fn one_members_broken_path_changes_nothing_and_the_last_backend_stays() {
+    let cluster = checked(TCP);
+    let first = cluster.members[0].host.address.into();
+    refuse(&cluster.servers[0].host.namespace, Some(first));
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(all_are(&cluster, 0, TARGET_SERVING));
+    let log = cluster.members[0].log();
+    let log = cluster.members[0].log();
+    assert!(log.contains("fails its checks"), "the member itself should have noticed:\n{log}");
+    accept(&cluster.servers[0].host.namespace);
+
+    for server in &cluster.servers {
+        refuse(&server.host.namespace, None);
+    }
+    std::thread::sleep(Duration::from_secs(3));
+    let left = (0..3).filter(|server| all_are(&cluster, *server, TARGET_SERVING)).count();
+    assert_eq!(left, 1, "checks that fail everywhere must not end the service");
+}
+
+#[test]
+fn checks_go_to_the_vip_on_the_backend_and_not_to_its_own_address() {
+    let cluster = checked(TCP);
+    // The server answers at its own address, and has lost the VIP.
+    let server = &cluster.servers[0].host.namespace;
+    command::run(server.command("ip").args(["addr", "del", "203.0.113.10/32", "dev", "lo"])).unwrap();
+    wait_for(&cluster, 0, TARGET_DOWN, Duration::from_secs(5));
+    command::run(server.command("ip").args(["addr", "add", "203.0.113.10/32", "dev", "lo"])).unwrap();
+    wait_for(&cluster, 0, TARGET_SERVING, Duration::from_secs(5));
+}
