@@ -40,6 +40,9 @@ const UPKEEP_NS: u64 = 1_000_000_000;
 /// How long a reload waits for the next hops of new targets; ARP on a LAN takes less than a millisecond.
 const PATIENCE_NS: u64 = 300_000_000;
 
+/// How long routers have to turn to the others, once VIPs are no longer announced, before this member stops.
+const WITHDRAWAL_NS: u64 = 1_000_000_000;
+
 /// What the command line decides.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -79,6 +82,8 @@ struct Agent<'o> {
     control: Control,
     reload: Option<Reload>,
     upkeep_ns: u64,
+    /// When it leaves the cluster.
+    stop_ns: Option<u64>,
 }
 
 /// A configuration that waits until its targets can be reached.
@@ -104,7 +109,8 @@ impl<'o> Agent<'o> {
         let nonce = identity::nonce().context("no random numbers")?;
         let core = Core::new(now_ns(), view::of(config), incarnation, nonce, &adopted);
         let (on_stop, alarm, upkeep_ns) = (config.node.on_stop, Alarm::new()?, now_ns() + UPKEEP_NS);
-        let mut agent = Self { options, on_stop, core, edges, alarm, signals, control, reload: None, upkeep_ns };
+        let mut agent =
+            Self { options, on_stop, core, edges, alarm, signals, control, reload: None, upkeep_ns, stop_ns: None };
         // The tables are filled before the first packet is treated.
         agent.edges.carry_out(&mut agent.core, &agent.control);
         agent.edges.attach()?;
@@ -138,9 +144,14 @@ impl<'o> Agent<'o> {
                 self.configure(ready);
                 continue;
             }
+            self.edges.follow_readiness(&self.core);
+            if self.stop_ns.take_if(|stop| *stop <= now_ns()).is_some() {
+                self.core.handle(now_ns(), Input::Stop);
+                continue;
+            }
             // 4. Whatever happens next. The choice among several is random, so none starves another.
             let waiting_ns = self.reload.as_ref().map(|new| new.patience_ns);
-            self.alarm.set([due_ns, waiting_ns, Some(self.upkeep_ns)].into_iter().flatten().min())?;
+            self.alarm.set([due_ns, waiting_ns, self.stop_ns, Some(self.upkeep_ns)].into_iter().flatten().min())?;
             tokio::select! {
                 rung = self.alarm.ring() => rung?,
                 order = self.signals.next() => self.obey(&order),
@@ -154,7 +165,8 @@ impl<'o> Agent<'o> {
         match order {
             Order::Stop => {
                 info!("stopping");
-                self.core.handle(now_ns(), Input::Stop);
+                let patience_ns = if self.edges.withdraw() { WITHDRAWAL_NS } else { 0 };
+                self.stop_ns = Some(now_ns() + patience_ns);
             }
             Order::Reload => {
                 if let Err(error) = self.read_again() {
@@ -195,6 +207,7 @@ impl<'o> Agent<'o> {
         self.edges.trust(&new.trust);
         self.core.handle(now_ns(), Input::Configure(new.view));
         self.edges.check(new.checks);
+        self.edges.announce(&self.core);
         info!(config = %self.options.config.display(), "configuration reloaded");
     }
 }

@@ -9,6 +9,7 @@ use std::{
 
 use clap::{Parser, Subcommand};
 
+mod announce;
 mod backend;
 mod cluster;
 mod completions;
@@ -75,6 +76,7 @@ enum Command {
     Config(config::Arguments),
     Cluster(cluster::Arguments),
     Datapath(datapath::Arguments),
+    Announce(announce::Arguments),
     Backend(backend::Arguments),
     Node(node::Arguments),
     Run(run::Arguments),
@@ -95,6 +97,7 @@ pub fn main() -> ExitCode {
         Some(Command::Config(arguments)) => config::run(&arguments),
         Some(Command::Cluster(arguments)) => cluster::run(&arguments),
         Some(Command::Datapath(arguments)) => datapath::run(&arguments),
+        Some(Command::Announce(arguments)) => announce::run(&arguments),
         Some(Command::Backend(arguments)) => backend::run(&arguments),
         Some(Command::Node(arguments)) => node::run(&arguments),
         Some(Command::Run(arguments)) => run::run(&arguments),

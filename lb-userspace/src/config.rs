@@ -177,6 +177,8 @@ pub struct Node {
     pub interfaces: Vec<InterfaceName>,
     /// What happens to the datapath when the agent stops.
     pub on_stop: OnStop,
+    /// The kernel's routing table in which a routing daemon finds the VIPs that this member serves, if it shall.
+    pub announce_table: Option<u32>,
     /// IPv4 flows this member can hold.
     pub flows_max: u32,
     /// IPv6 flows this member can hold.

@@ -344,6 +344,7 @@ impl Core {
             view,
         };
         core.conditions.adopt(adopted);
+        core.place_backends();
         core.hold();
         core.apply_view(now);
         core
@@ -401,6 +402,16 @@ impl Core {
     /// When the next look at the peers is due: `Heard` of every peer goes before a `Tick` at or after this time.
     pub fn next_look(&self) -> u64 {
         self.watch.next_look()
+    }
+
+    /// Whether this member takes new flows: it is ready, stays, and does not drain.
+    pub fn serves(&self) -> bool {
+        self.is_eligible() && !self.is_draining()
+    }
+
+    /// The addresses that are balanced.
+    pub fn vips(&self) -> impl Iterator<Item = Address> {
+        self.view.services.iter().flat_map(|service| &service.vips).map(|vip| vip.address)
     }
 
     /// This member's name.

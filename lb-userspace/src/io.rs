@@ -4,6 +4,7 @@
 //! blocks the driver: look-ups that can take long have threads of their own (`neighbours`, `sweep`)
 //! and report through bounded channels.
 
+pub mod announce;
 pub mod attach;
 pub mod bpf;
 pub mod checks;

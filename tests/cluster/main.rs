@@ -19,6 +19,7 @@ macro_rules! in_both_modes {
     };
 }
 
+mod announce;
 mod change;
 mod claims;
 mod clamp;

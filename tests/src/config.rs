@@ -30,6 +30,8 @@ pub struct Config {
     pub interfaces: Vec<&'static str>,
     /// `node.on_stop`, if not the default.
     pub on_stop: Option<&'static str>,
+    /// `node.announce_table`, if VIPs are announced.
+    pub announce_table: Option<u32>,
     /// `node.flows_max`, if not the default.
     pub flows_max: Option<u32>,
     /// The family of the members' addresses.
@@ -98,6 +100,7 @@ impl Config {
             probe: (20, 5),
             interfaces: vec![INTERFACE],
             on_stop: None,
+            announce_table: None,
             // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
             flows_max: Some(1 << 17),
             underlay: Family::V4,
@@ -179,6 +182,9 @@ impl Config {
         writeln!(out, "\n[node]\ninterfaces = {:?}", self.interfaces)?;
         if let Some(on_stop) = self.on_stop {
             writeln!(out, "on_stop = \"{on_stop}\"")?;
+        }
+        if let Some(table) = self.announce_table {
+            writeln!(out, "announce_table = {table}")?;
         }
         if let Some(flows_max) = self.flows_max {
             writeln!(out, "flows_max = {flows_max}")?;

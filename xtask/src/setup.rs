@@ -21,8 +21,14 @@ const LINTER_PACKAGE: &str = "rust-web-clippy";
 const NIGHTLY: &str = "rustup toolchain install nightly --component rust-src";
 
 /// Programs that the demo and the privileged tests start, and the packages that hold them.
-const LAB_PROGRAMS: [(&str, &str); 5] =
-    [("ip", "iproute2"), ("ethtool", "ethtool"), ("nft", "nftables"), ("bpftool", "bpftool"), ("ping", "iputils-ping")];
+const LAB_PROGRAMS: [(&str, &str); 6] = [
+    ("ip", "iproute2"),
+    ("ethtool", "ethtool"),
+    ("nft", "nftables"),
+    ("bpftool", "bpftool"),
+    ("ping", "iputils-ping"),
+    ("bird", "bird2"),
+];
 
 /// Sets up what building takes.
 pub(crate) fn toolchain(root: &Path) -> Result<Toolchain> {

@@ -1,7 +1,7 @@
 //! The edges as the loop sees them: outputs are carried out, what happens becomes inputs.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
@@ -24,6 +24,7 @@ use crate::{
     control::Control,
     core::{Adopted, Core, Input, Key, Level, Output, PutMode},
     io::{
+        announce::Announcer,
         checks::{Checked, Checks, Subject, Tunnel},
         clock::now_ns,
         complaint::Complaint,
@@ -62,6 +63,9 @@ pub(super) struct Edges {
     next_hops: NextHops,
     resolved: mpsc::Receiver<Resolved>,
     checks: Checks,
+    announcer: Option<Announcer>,
+    /// Whether its VIPs are announced; none before it is ready for the first time: the announcements of the agent before stand.
+    is_announced: Option<bool>,
     /// Where checks leave through the tunnel.
     check_links: Vec<SchedClassifierLink>,
     swept: mpsc::Receiver<Swept>,
@@ -115,6 +119,7 @@ impl Edges {
         let swept = sweep(&flows, &flows_v6).context("sweep")?;
         let tunnel = Tunnel::new(datapath.map(check::CHECK_WAYS)?).context("health checks")?;
         let checks = Checks::start(tunnel).context("health checks")?;
+        let announcer = fixed.announce_table.map(Announcer::start).transpose().context("announcing VIPs")?;
         let incarnation = state.next_incarnation()?;
         let edges = Self {
             datapath,
@@ -127,6 +132,8 @@ impl Edges {
             next_hops,
             resolved,
             checks,
+            announcer,
+            is_announced: None,
             check_links: Vec::new(),
             swept,
             state,
@@ -167,6 +174,31 @@ impl Edges {
             Ok(links) => self.check_links = links,
             Err(error) => error!(%error, "health checks cannot leave through the tunnel, and fail"),
         }
+    }
+
+    /// Announces the VIPs, or takes that back, when the core has come to serve them or not to.
+    pub(super) fn follow_readiness(&mut self, core: &Core) {
+        let serves = core.serves();
+        if self.announcer.is_some() && self.is_announced.unwrap_or(false) != serves {
+            self.announce(core);
+        }
+    }
+
+    /// Announces the VIPs that there are now, if this member serves them.
+    pub(super) fn announce(&mut self, core: &Core) {
+        let Some(announcer) = &self.announcer else { return };
+        let serves = core.serves();
+        if serves || self.is_announced.is_some() {
+            self.is_announced = Some(serves);
+            announcer.announce(if serves { core.vips().map(config::ip).collect() } else { BTreeSet::new() });
+        }
+    }
+
+    /// Takes all announcements back; whether there is something to wait for.
+    pub(super) fn withdraw(&mut self) -> bool {
+        let Some(announcer) = self.announcer.take() else { return false };
+        announcer.announce(BTreeSet::new());
+        true
     }
 
     /// What a reload cannot change.

@@ -11,6 +11,7 @@ pub(super) struct Fixed {
     pub(super) port: u16,
     pub(super) interfaces: Vec<String>,
     pub(super) multi_buffer: MultiBuffer,
+    pub(super) announce_table: Option<u32>,
     pub(super) flows_max: u32,
     pub(super) flows_v6_max: u32,
 }
@@ -23,6 +24,7 @@ impl Fixed {
             port: config.cluster.port,
             interfaces: config.node.interfaces.iter().map(|name| InterfaceName::as_str(name).to_owned()).collect(),
             multi_buffer: config.node.multi_buffer,
+            announce_table: config.node.announce_table,
             flows_max: config.node.flows_max,
             flows_v6_max: config.node.flows_v6_max,
         }
@@ -45,6 +47,9 @@ impl Fixed {
         }
         if new.flows_v6_max != self.flows_v6_max {
             return Err(format!("the table of IPv6 flows would hold {}", new.flows_v6_max));
+        }
+        if new.announce_table != self.announce_table {
+            return Err("node.announce_table would change".to_owned());
         }
         if new.multi_buffer != self.multi_buffer {
             return Err("node.multi_buffer would change".to_owned());

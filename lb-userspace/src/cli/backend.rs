@@ -23,7 +23,8 @@ Examples:
   tandem backend undrain web-1                  new flows again
   tandem backend list                           what the file, operators and checks say of each
 
-The drain is kept by the cluster, through restarts of agents, beside what the configuration says.")]
+The drain is kept as long as one member's agent knows of it, beside what the configuration says; to keep it for good, set
+`drain = true` in the file.")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,

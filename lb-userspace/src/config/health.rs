@@ -2,6 +2,7 @@
 
 use std::{ops::RangeInclusive, time::Duration};
 
+use serde_json::{Value as Json, json};
 use toml::{Spanned, de::DeValue};
 
 use super::{
@@ -89,6 +90,18 @@ impl Value for Status {
             _ => Err("out of range".into()),
         }
     }
+
+    fn schema() -> Json {
+        json!({ "anyOf": [
+            { "type": "integer", "minimum": 100, "maximum": 599 },
+            { "type": "string", "pattern": "^[1-5][0-9]{2}( *- *[1-5][0-9]{2})?$" },
+        ] })
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        let (first, last) = (*self.0.start(), *self.0.end());
+        Some(if first == last { i64::from(first).into() } else { format!("{first}-{last}").into() })
+    }
 }
 
 /// A text that goes into one line of a request.
@@ -104,6 +117,14 @@ impl Value for Line {
         let is_fine = (1..=1024).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic());
         if is_fine { Ok(Self(text.to_owned())) } else { Err(String::new()) }
     }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": "^[!-~]{1,1024}$" })
+    }
+
+    fn written(&self) -> Option<toml::Value> {
+        Some(self.0.clone().into())
+    }
 }
 
 /// What is sent to a backend, or expected of it.
@@ -117,6 +138,10 @@ impl Value for Words {
     fn read(value: &DeValue<'_>) -> Result<Self, String> {
         let text = text(value)?;
         if (1..=1024).contains(&text.len()) { Ok(Self(text.to_owned())) } else { Err(String::new()) }
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "minLength": 1, "maxLength": 1024 })
     }
 }
 
@@ -134,7 +159,7 @@ pub(super) fn read(section: Option<Section<'_>>, vips: &[Spanned<Vip>], problems
     let rise = section.or("rise", Integer::<1, 100>(RISE.into()));
     let fall = section.or("fall", Integer::<1, 100>(FALL.into()));
     let all_down = section.or("all_down", AllDown::Keep);
-    let probe = read_probe(&mut section, kind);
+    let questions = Questions::read(&mut section, kind, problems);
     section.finish();
     let kind = kind?;
     if kind == CheckKind::None {
@@ -149,7 +174,7 @@ pub(super) fn read(section: Option<Section<'_>>, vips: &[Spanned<Vip>], problems
     }
     let interval = interval?.0;
     Some(Some(Health {
-        probe: probe?,
+        probe: questions?.of(kind)?,
         to: to?,
         port,
         interval,
@@ -161,21 +186,51 @@ pub(super) fn read(section: Option<Section<'_>>, vips: &[Spanned<Vip>], problems
     }))
 }
 
-/// The keys that only some kinds have: those of others are unknown, and named as such.
-fn read_probe(section: &mut Section<'_>, kind: Option<CheckKind>) -> Option<HealthProbe> {
-    match kind? {
-        CheckKind::None | CheckKind::Tcp => Some(HealthProbe::Tcp),
-        kind @ (CheckKind::Http | CheckKind::Https) => {
-            let path = section.or("path", Line("/".into()));
-            let host = section.optional::<Line>("host").map(|host| host.into_inner().0);
-            let status = section.or("status", Status(200..=200));
-            let body = section.optional::<Words>("body").map(|body| body.into_inner().0);
-            Some(HealthProbe::Http { tls: kind == CheckKind::Https, path: path?.0, host, status: status?.0, body })
+/// What only some kinds of checks have.
+struct Questions {
+    path: String,
+    host: Option<String>,
+    status: RangeInclusive<u16>,
+    body: Option<String>,
+    send: Option<String>,
+    expect: Option<String>,
+}
+
+impl Questions {
+    /// `None` goes with a problem.
+    fn read(section: &mut Section<'_>, kind: Option<CheckKind>, problems: &Problems) -> Option<Self> {
+        let is_http = matches!(kind, Some(CheckKind::Http | CheckKind::Https));
+        let (is_udp, is_known) = (kind == Some(CheckKind::Udp), kind.is_some());
+        for (keys, is_right, whose) in
+            [(["path", "host", "status", "body"].as_slice(), is_http, "http"), (&["send", "expect"], is_udp, "udp")]
+        {
+            for key in keys.iter().filter(|key| is_known && !is_right && section.has(key)) {
+                let problem = Problem::new(format!("`{key}` is for checks of type \"{whose}\"")).at(section.span(), "");
+                problems.push(problem.help("take it out, or change `type`"));
+            }
         }
-        CheckKind::Udp => {
-            let send = section.required::<Words>("send").map(|send| send.into_inner().0);
-            let expect = section.optional::<Words>("expect").map(|expect| expect.into_inner().0);
-            Some(HealthProbe::Udp { send: send?, expect })
+        let path = section.or("path", Line("/".into()));
+        let host = section.optional::<Line>("host").map(|host| host.into_inner().0);
+        let status = section.or("status", Status(200..=200));
+        let body = section.optional::<Words>("body").map(|body| body.into_inner().0);
+        let send = section.optional::<Words>("send").map(|send| send.into_inner().0);
+        let expect = section.optional::<Words>("expect").map(|expect| expect.into_inner().0);
+        if is_udp && !section.has("send") {
+            let problem = Problem::new("a check by UDP has nothing to `send`").at(section.span(), "");
+            problems.push(problem.help("send = \"ping\""));
         }
+        Some(Self { path: path?.0, host, status: status?.0, body, send, expect })
+    }
+
+    /// Those of a kind.
+    fn of(self, kind: CheckKind) -> Option<HealthProbe> {
+        let Self { path, host, status, body, send, expect } = self;
+        Some(match kind {
+            CheckKind::None | CheckKind::Tcp => HealthProbe::Tcp,
+            CheckKind::Http | CheckKind::Https => {
+                HealthProbe::Http { tls: kind == CheckKind::Https, path, host, status, body }
+            }
+            CheckKind::Udp => HealthProbe::Udp { send: send?, expect },
+        })
     }
 }

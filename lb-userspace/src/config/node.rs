@@ -37,6 +37,7 @@ pub(super) struct NodeDraft {
     no_interfaces: Option<Option<Range<usize>>>,
     pub(super) cluster_interface: Option<Spanned<InterfaceName>>,
     on_stop: Option<OnStop>,
+    pub(super) announce_table: Option<u32>,
     pub(super) flows_max: Option<u32>,
     pub(super) flows_v6_max: Option<u32>,
     pub(super) multi_buffer: Option<MultiBuffer>,
@@ -55,6 +56,7 @@ impl NodeDraft {
                 no_interfaces: Some(None),
                 cluster_interface: None,
                 on_stop: Some(OnStop::Keep),
+                announce_table: None,
                 flows_max: Some(FLOWS_MAX),
                 flows_v6_max: Some(flows_v6_max(FLOWS_MAX)),
                 multi_buffer: Some(MultiBuffer::Auto),
@@ -75,6 +77,10 @@ impl NodeDraft {
             interfaces: section.list("interfaces"),
             cluster_interface: section.optional("cluster_interface"),
             on_stop: section.or("on_stop", OnStop::Keep),
+            // Those below have names, or are small numbers that people use.
+            announce_table: section
+                .optional::<Integer<256, { u32::MAX as u64 }>>("announce_table")
+                .map(|table| table.into_inner().0 as u32),
             flows_max,
             flows_v6_max: section
                 .or("flows_v6_max", Integer::<FLOWS_LEAST, FLOWS_MOST>(of_v4.into()))
@@ -113,6 +119,7 @@ impl NodeDraft {
             },
             interfaces: interfaces?,
             on_stop: self.on_stop?,
+            announce_table: self.announce_table,
             flows_max: self.flows_max?,
             flows_v6_max: self.flows_v6_max?,
             multi_buffer: self.multi_buffer?,

@@ -31,6 +31,8 @@ pub struct Outline {
     pub multi_buffer: MultiBuffer,
     /// What becomes of packets for a VIP that are not balanced.
     pub other_traffic: OtherTraffic,
+    /// The routing table in which VIPs are announced, if they are.
+    pub announce_table: Option<u32>,
     /// The files with secrets, which their owner alone may read.
     pub secrets: Vec<Secret>,
 }
@@ -57,6 +59,7 @@ impl Outline {
             flows_max: [FLOWS_MAX, FLOWS_MAX / 4],
             multi_buffer: MultiBuffer::Auto,
             other_traffic: OtherTraffic::Pass,
+            announce_table: None,
             secrets: Vec::new(),
         };
         if let Some(draft) = Draft::read(text, &Problems::default()) {
@@ -67,6 +70,7 @@ impl Outline {
 
     fn fill(&mut self, draft: &Draft, path: &Path, host: &Host<'_>) {
         let Draft { cluster, services, node } = draft;
+        self.announce_table = node.announce_table;
         if self.interfaces.is_empty() {
             self.interfaces = node.interfaces.iter().map(|name| name.get_ref().as_str().to_owned()).collect();
         }

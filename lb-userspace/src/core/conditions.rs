@@ -2,13 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{
-    address::Address,
-    hash::siphash13,
-    maps::BACKENDS_MAX,
-    service::ServiceKey,
-    target::{TARGET_DOWN, TARGET_DRAINING},
-};
+use lb_common::{address::Address, hash::siphash13, maps::BACKENDS_MAX, service::ServiceKey, target::TARGET_DOWN};
 
 use super::{
     Adopted, Core, Session,
@@ -109,14 +103,11 @@ impl Conditions {
     pub(crate) fn adopt(&mut self, adopted: &Adopted) {
         let by_ring: BTreeMap<u32, ServiceKey> =
             adopted.services.iter().filter(|(key, _)| key.protocol != 0).map(|(key, s)| (s.ring, *key)).collect();
-        for (_, target) in &adopted.backends {
-            let register = match target.state {
-                TARGET_DOWN => Register::Down,
-                TARGET_DRAINING => Register::Drained,
-                _ => continue,
-            };
+        // Not those that drain: whether it was a file or an operator that said so cannot be seen.
+        for (_, target) in adopted.backends.iter().filter(|(_, target)| target.state == TARGET_DOWN) {
             if let Some(service) = by_ring.get(&target.ring) {
-                self.held.insert((backend_id(service, &target.address), register), Value { number: 1, is_set: true });
+                let at = (backend_id(service, &target.address), Register::Down);
+                self.held.insert(at, Value { number: 1, is_set: true });
             }
         }
     }
@@ -177,19 +168,18 @@ impl Conditions {
 }
 
 impl Core {
-    /// Makes the set in hand of the configuration and what is known beside it.
-    pub(crate) fn hold_services(&mut self) {
+    /// There is another configuration: what was said of its backends is judged anew.
+    pub(crate) fn place_backends(&mut self) {
         let conditions = &mut self.conditions;
-        if !self.view.services.iter().any(|service| service.checked.is_some()) && conditions.held.is_empty() {
-            conditions.places.clear();
-            self.services.clone_from(&self.view.services);
-            return;
-        }
         conditions.places = places(&self.view.services);
         let places = &conditions.places;
         conditions.opinions.retain(|id, _| places.contains_key(id));
         conditions.due = places.keys().copied().collect();
-        self.services = conditions.apply(&self.view.services);
+    }
+
+    /// Makes the set in hand of the configuration and what is known beside it.
+    pub(crate) fn apply_conditions(&mut self) {
+        self.services = self.conditions.apply(&self.view.services);
     }
 
     /// This member's checks have come to another result.

@@ -28,6 +28,7 @@ impl Core {
             self.rekey(self.view.hash_key);
         }
         self.watch.configure(&self.view);
+        self.place_backends();
         self.hold();
         self.apply_view(now);
         self.review_epochs(now);

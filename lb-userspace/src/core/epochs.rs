@@ -142,7 +142,7 @@ struct Voter {
 impl Core {
     /// The configuration holds a set, which may be another than before.
     pub(crate) fn hold(&mut self) {
-        self.hold_services();
+        self.apply_conditions();
         let epochs = &mut self.epochs;
         let in_hand = fingerprint(&self.services);
         if in_hand != epochs.in_hand {

@@ -6,7 +6,7 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr, thread, time::Duration};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 use tracing::{error, info, warn};
 
 use super::netlink::Netlink;
@@ -21,20 +21,16 @@ pub type Vips = BTreeSet<IpAddr>;
 #[derive(Debug)]
 pub struct Announcer {
     wanted: watch::Sender<Option<Vips>>,
-    withdrawn: mpsc::Receiver<()>,
 }
 
 impl Announcer {
     /// Announces by routes in `table`; nothing is done before the first `announce`.
     pub fn start(table: u32) -> io::Result<Self> {
         let (wanted, orders) = watch::channel(None);
-        let (done, withdrawn) = mpsc::channel(1);
         let netlink = Netlink::open()?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        thread::Builder::new()
-            .name("announce".into())
-            .spawn(move || runtime.block_on(tend(netlink, table, orders, done)))?;
-        Ok(Self { wanted, withdrawn })
+        thread::Builder::new().name("announce".into()).spawn(move || runtime.block_on(tend(netlink, table, orders)))?;
+        Ok(Self { wanted })
     }
 
     /// From now on these are announced, and no others.
@@ -45,21 +41,9 @@ impl Announcer {
             is_new
         });
     }
-
-    /// All announcements have been withdrawn, as the last order was. Cancel-safe.
-    pub async fn withdrawn(&mut self) {
-        if self.withdrawn.recv().await.is_none() {
-            std::future::pending::<()>().await;
-        }
-    }
 }
 
-async fn tend(
-    mut netlink: Netlink,
-    table: u32,
-    mut orders: watch::Receiver<Option<Vips>>,
-    done: mpsc::Sender<()>,
-) {
+async fn tend(mut netlink: Netlink, table: u32, mut orders: watch::Receiver<Option<Vips>>) {
     let mut said = None;
     loop {
         let wanted = orders.borrow_and_update().clone();
@@ -68,10 +52,6 @@ async fn tend(
                 Ok(()) if said.as_ref() == Some(&wanted) => {}
                 Ok(()) => {
                     info!(table, vips = wanted.len(), "announced");
-                    if wanted.is_empty() {
-                        // One that is not taken in yet says the same.
-                        _ = done.try_send(());
-                    }
                     said = Some(wanted);
                 }
                 Err(error) => error!(%error, table, "cannot announce VIPs; trying again"),

@@ -2,6 +2,8 @@
 //!
 //! Blocking, each answer waited for; only for threads that may wait and for the time before the driver runs.
 
+mod blackholes;
+
 use std::{io, net::IpAddr, time::Duration};
 
 use netlink_packet_core::{

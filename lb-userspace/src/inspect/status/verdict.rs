@@ -140,6 +140,12 @@ fn service(service: &ServiceStatus) -> Vec<Problem> {
     if !service.takes_new_flows {
         problems.push(degraded(format!("{name} takes no new flows: none of its backends is serving")));
     }
+    if service.down != 0 {
+        let (down, all) = (service.down, service.serving + service.draining + service.down);
+        problems.push(degraded(format!(
+            "{name}: {down} of {all} backends down, their checks fail (`tandem backend list`)"
+        )));
+    }
     if service.unreachable != 0 {
         let count = service.unreachable;
         problems.push(degraded(format!("{name}: next hop not resolved for {count} of its backends")));

@@ -11,7 +11,7 @@ use netlink_packet_route::{
 use super::Netlink;
 
 /// Who made a route; a number that no routing daemon has (`/etc/iproute2/rt_protos`).
-pub const PROTOCOL: u8 = 116;
+const PROTOCOL: u8 = 116;
 
 impl Netlink {
     /// The addresses that this agent, or an earlier one, has a blackhole route to in `table`.
@@ -62,8 +62,7 @@ fn message(table: u32, address: IpAddr) -> RouteMessage {
 }
 
 fn blackhole(route: &RouteMessage, wanted: u32) -> Option<IpAddr> {
-    let is_ours =
-        route.header.kind == RouteType::BlackHole && route.header.protocol == RouteProtocol::Other(PROTOCOL);
+    let is_ours = route.header.kind == RouteType::BlackHole && route.header.protocol == RouteProtocol::Other(PROTOCOL);
     let table = route.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Table(table) => Some(*table),
         _ => None,
