@@ -23,6 +23,9 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Print configuration for a routing daemon
+    #[command(before_long_help = "\
+Examples:
+  tandem announce render bird")]
     Render {
         /// Which
         daemon: Daemon,

@@ -33,6 +33,10 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// No new flows to it; those it has stay
+    #[command(before_long_help = "\
+Examples:
+  tandem backend drain web-1
+  tandem backend drain web-1 --wait --timeout 10m")]
     Drain {
         #[command(flatten)]
         which: Which,
@@ -40,11 +44,18 @@ enum Command {
         wait: Wait,
     },
     /// New flows to it again
+    #[command(before_long_help = "\
+Examples:
+  tandem backend undrain web-1")]
     Undrain {
         #[command(flatten)]
         which: Which,
     },
     /// What the file, operators and checks say of each
+    #[command(before_long_help = "\
+Examples:
+  tandem backend list
+  tandem backend list -o json")]
     List {
         #[command(flatten)]
         socket: Socket,

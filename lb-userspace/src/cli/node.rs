@@ -29,6 +29,9 @@ pub(super) struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Its flows go to others, and it owns no new ones
+    #[command(before_long_help = "\
+Examples:
+  tandem node drain --wait")]
     Drain {
         #[command(flatten)]
         socket: Socket,
@@ -36,6 +39,9 @@ enum Command {
         wait: Wait,
     },
     /// It owns new flows again
+    #[command(before_long_help = "\
+Examples:
+  tandem node undrain")]
     Undrain {
         #[command(flatten)]
         socket: Socket,

@@ -175,7 +175,7 @@ fn every_key_is_documented() {
         .replace("[cluster]\n", &format!("zz = 1\n[cluster]\nzz = 1\n{inner}"))
         .replace("id = 1\n", "id = 1\nzz = 1\n")
         .replace("[node]\n", "[node]\nzz = 1\nbudgets = { zz = 1 }\n")
-        .replace("[[service]]\n", "[[service]]\nzz = 1\n")
+        .replace("[[service]]\n", "[[service]]\nzz = 1\nhealth = { type = \"tcp\", zz = 1 }\n")
         .replace("weight = 50", "zz = 1, weight = 50");
     let said = directory.parse(&text).unwrap_err();
     let keys: Vec<&str> = said
