@@ -135,7 +135,7 @@ fn bird_announces_who_is_ready_and_nobody_who_drains_or_stops() {
     load.wait_open(Duration::from_secs(15)).unwrap();
     let tandem = |member: usize, arguments: &[&str]| {
         let member = &cluster.members[member];
-        let mut command = member.host.namespace.command(&binary().unwrap());
+        let mut command = member.host.namespace.command(binary().unwrap());
         command::run(command.args(arguments).arg("--socket").arg(member.socket())).unwrap();
     };
     tandem(0, &["node", "drain", "--wait", "--timeout", "30s"]);

@@ -14,7 +14,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 /// `tandem`, told which agent to ask.
 fn tandem(member: &Member, arguments: &[&str]) -> Output {
-    let mut command = member.host.namespace.command(&tests::member::binary().unwrap());
+    let mut command = member.host.namespace.command(tests::member::binary().unwrap());
     command.args(arguments).arg("--socket").arg(member.socket()).output().unwrap()
 }
 

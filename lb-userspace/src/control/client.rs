@@ -56,7 +56,7 @@ pub fn ask<T: DeserializeOwned>(
     let body = body.map_err(|error| AskError::Strange { path: path(), error: error.to_string() })?.unwrap_or_default();
     let asked = runtime.block_on(async { timeout(PATIENCE, exchange(socket, method, resource, body)).await });
     let late = || AskError::Unreachable { path: path(), error: io::ErrorKind::TimedOut.into() };
-    let (status, answer) = asked.map_err(|_| late())??;
+    let (status, answer) = asked.map_err(|_elapsed| late())??;
     if !(200..300).contains(&status) {
         let refusal = serde_json::from_slice::<Refusal>(&answer).map(|refusal| refusal.error);
         return Err(AskError::Refused(refusal.unwrap_or_else(|_| format!("status {status}"))));

@@ -82,7 +82,7 @@ impl Agent {
             }
             TrySendError::Closed(_) => stopping(),
         })?;
-        answered.await.map_err(|_| stopping())
+        answered.await.map_err(|_gone| stopping())
     }
 }
 

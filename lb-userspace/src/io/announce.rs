@@ -57,9 +57,8 @@ async fn tend(mut netlink: Netlink, table: u32, mut orders: watch::Receiver<Opti
                 Err(error) => error!(%error, table, "cannot announce VIPs; trying again"),
             }
         }
-        match tokio::time::timeout(HEAL_EVERY, orders.changed()).await {
-            Ok(Err(_)) => return,
-            Ok(Ok(())) | Err(_) => {}
+        if let Ok(Err(_)) = tokio::time::timeout(HEAL_EVERY, orders.changed()).await {
+            return;
         }
     }
 }

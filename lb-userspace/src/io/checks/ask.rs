@@ -150,7 +150,7 @@ fn contains(answer: &[u8], wanted: Option<&str>) -> Result<(), Failure> {
 fn server_name(host: &str, to: SocketAddr) -> Result<ServerName<'static>, Failure> {
     let is_address = host.parse::<SocketAddr>().is_ok();
     let name = if is_address { to.ip().to_string() } else { host.split(':').next().unwrap_or(host).to_owned() };
-    ServerName::try_from(name.clone()).map_err(|_| Failure::Name(name))
+    ServerName::try_from(name.clone()).map_err(|_invalid| Failure::Name(name))
 }
 
 /// TLS of either version to anybody: a check asks whether a server answers, not who it is.
