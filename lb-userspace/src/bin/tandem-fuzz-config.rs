@@ -11,9 +11,10 @@ use lb_userspace::{
 };
 use libfuzzer_sys::fuzz_target;
 
-/// A directory with a secret and a member's key, so that a file can be valid.
+/// A directory with a secret and a member's key, so that a file can be valid: beside the seeds, so that nothing is left elsewhere.
 static DIRECTORY: LazyLock<PathBuf> = LazyLock::new(|| {
-    let directory = env::temp_dir().join(format!("tandem-fuzz-{}", std::process::id()));
+    let directory = env::var_os("TANDEM_SEEDS")
+        .map_or_else(|| env::temp_dir().join("tandem-fuzz-keys"), |seeds| PathBuf::from(seeds).join("../keys"));
     fs::create_dir_all(&directory).expect("a folder for keys");
     Key::generate().and_then(|key| key.write(&directory.join("hash.key"), true)).expect("a secret");
     MemberKey::from_seed(&[1; 32]).write(&directory.join(KEY_FILE), true).expect("a key");
