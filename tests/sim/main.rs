@@ -138,9 +138,10 @@ mod tests_of_runs {
         assert_eq!(campaign.run(), Ended::Well);
     }
 
+    /// 24 members: probes alone take the square of their number, and 64 of them a minute without optimisation.
     #[test]
     fn every_invariant_holds_in_a_cluster_of_many() {
-        let campaign = Campaign { first: 1, seeds: 1, scale: Scale::Large, jobs: 1 };
+        let campaign = Campaign { first: 2, seeds: 1, scale: Scale::Large, jobs: 1 };
         assert_eq!(campaign.run(), Ended::Well);
     }
 
