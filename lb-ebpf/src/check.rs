@@ -31,7 +31,7 @@ fn check(ctx: TcContext) -> i32 {
     // SAFETY: the context is the one that the program was called with.
     let cookie = unsafe { bpf_get_socket_cookie(ctx.skb.skb.cast()) };
     // SAFETY: the agent writes an element before the socket sends, and takes it out after; nobody changes it in between.
-    let Some(way) = (unsafe { maps::CHECK_WAYS.get(&cookie) }) else { return TC_ACT_UNSPEC };
+    let Some(way) = (unsafe { maps::CHECK_WAYS.get(cookie) }) else { return TC_ACT_UNSPEC };
     encapsulate(&ctx, way).unwrap_or(TC_ACT_SHOT)
 }
 
