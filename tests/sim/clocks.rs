@@ -9,8 +9,9 @@ use std::{fs, path::Path};
 /// What reads the time of day, in Rust, in C and in BPF.
 const TIMES_OF_DAY: [&str; 6] =
     ["SystemTime", "UNIX_EPOCH", "CLOCK_REALTIME", "ktime_get_real", "ktime_get_tai", "time_of_day"];
-/// Files that show the kernel's own dates to people, which decides nothing.
-const FOR_PEOPLE: [&str; 2] = ["inspect/datapath.rs", "io/program.rs"];
+/// Files that show dates to people, which decides nothing: those of the kernel's programs, and of events.
+const FOR_PEOPLE: [&str; 5] =
+    ["inspect/datapath.rs", "io/program.rs", "src/control.rs", "control/api.rs", "control/server.rs"];
 
 #[test]
 fn the_time_of_day_decides_nothing() {
