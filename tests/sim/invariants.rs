@@ -27,6 +27,8 @@ const GRACE: Ns = S;
 
 /// How long a member that stood still may take to read what its peers have told it meanwhile.
 const WAKING: Ns = 100 * MS;
+/// The same where links lose packets: TCP sends some again, a few times.
+const WAKING_SLOWLY: Ns = S;
 
 /// Flows that are idle for less are not ended by those who do not see them: the others tell of them in time.
 const TELLABLE: Ns = 5 * S;
@@ -182,7 +184,8 @@ impl World {
             return;
         }
         // What its peers told it meanwhile comes right after what waited in its NIC.
-        if self.hosts.get(member).is_some_and(|host| self.now < host.frozen.1.saturating_add(WAKING)) {
+        let waking = |host: &Host| if self.network.has_lost_since(host.frozen.1) { WAKING_SLOWLY } else { WAKING };
+        if self.hosts.get(member).is_some_and(|host| self.now < host.frozen.1.saturating_add(waking(host))) {
             self.stats.count("wrong server: the member has just woken");
             return;
         }

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 29] = [
+const KEPT: [(Scale, u64, &str); 31] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -40,6 +40,8 @@ const KEPT: [(Scale, u64, &str); 29] = [
     (Small, 1005580, "a member that was reloaded into a cluster which had yet to hear of it placed flows anew"),
     (Small, 1201487, "two members had placed a flow anew, the one whose word counts on a server that was then removed"),
     (Small, 1204438, "a member whose NIC stood still knew of a flow, and could tell nobody"),
+    (Small, 1303209, "a member that had stood still heard what it had missed over links that lost packets"),
+    (Small, 1305304, "a member that had crashed was asked for the packets that it had seen before"),
 ];
 
 #[test]

@@ -261,6 +261,11 @@ impl World {
         host.host_changed = now;
         self.trace(|| format!("member {member}: host crashes"));
         self.oracle.forget_member(member);
+        // What it has seen of them it knows no more.
+        self.clients
+            .values_mut()
+            .filter(|client| client.delivered_by == member)
+            .for_each(|client| client.delivered_by = 0);
         self.lose_unsent(member);
         self.tell_router(member, false, 300 * MS);
     }
