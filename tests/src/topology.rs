@@ -109,6 +109,8 @@ impl Topology {
             "route add default via 10.0.0.1 rto_min 20ms",
         ])?;
         client.sysctl("ipv4/ip_local_port_range", "10000 64999")?;
+        // Tests bind to ports of these; the load's connections leave them free.
+        client.sysctl("ipv4/ip_local_reserved_ports", "18000-19999,40000-49999")?;
         Ok(Self { run, client, router, announced: Vec::new(), passthrough: Vec::new() })
     }
 

@@ -117,9 +117,11 @@ impl Twins {
             model.model.now_ns = now_ns;
             let outcome = model.model.run(frame);
             model.compare(frame, seen, events, &outcome)?;
-            // A stamp that is this tick's already is not written: the kernel's later tick may have been.
+            // A stamp that is this tick's already is not written: the kernel's later tick may have been. And a budget begins
+            // anew with a tick.
             if before != after {
                 model.kernel.same_memory(&model.model)?;
+                model.same_budget()?;
             }
             Ok(outcome)
         };
@@ -226,7 +228,12 @@ impl Twins {
             let ours = heard.get(&id).copied().unwrap_or_else(Heard::new_zeroed);
             same("heard", &self.kernel.heard(id).map_err(text)?, &ours)?;
         }
-        same("budget", &self.kernel.budget(self.cpu).map_err(text)?, &self.model.budget.get())
+        self.same_budget()
+    }
+
+    fn same_budget(&self) -> Result<(), String> {
+        let used = self.kernel.budget(self.cpu).map_err(|error| error.to_string())?;
+        same("budget", &used, &self.model.budget.get())
     }
 }
 
