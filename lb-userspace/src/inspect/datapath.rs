@@ -3,7 +3,8 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    time::SystemTime,
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use aya::maps::MapData;
@@ -19,6 +20,10 @@ use crate::io::{
     program::Program,
     state, upgrade,
 };
+
+/// How often, and how far apart, what does not fit together is looked at again.
+const SECOND_LOOKS: usize = 3;
+const SECOND_LOOK: Duration = Duration::from_millis(20);
 
 /// Why there is nothing to tell. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -126,6 +131,19 @@ impl Installation {
     ///
     /// Nothing of ours is, or it may not be looked at.
     pub fn look(directory: &Path) -> Result<Self, InspectError> {
+        let mut seen = Self::glance(directory)?;
+        // Pins and links are read one after the other: a change meanwhile looks like a broken one, and is over in an instant.
+        for _ in 0..SECOND_LOOKS {
+            if seen.links.iter().all(|link| link.runs == Some(Role::Current)) {
+                break;
+            }
+            thread::sleep(SECOND_LOOK);
+            seen = Self::glance(directory)?;
+        }
+        Ok(seen)
+    }
+
+    fn glance(directory: &Path) -> Result<Self, InspectError> {
         let names = names(directory)?;
         let is_pinned = |name: &str| directory.join(name).exists();
         if !names.iter().any(|name| pins::is_ours(name)) {

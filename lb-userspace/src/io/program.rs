@@ -52,10 +52,11 @@ pub struct Program {
 impl Program {
     /// The program pinned at `pin`; none if nothing is pinned there.
     pub fn pinned(pin: &Path) -> io::Result<Option<Self>> {
-        if !pin.exists() {
-            return Ok(None);
+        // Others rename pins at any moment, so there is no point in looking first.
+        match ProgramInfo::from_pin(pin).map_err(of_program) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            info => Self::of(&info?).map(Some),
         }
-        ProgramInfo::from_pin(pin).map_err(of_program).and_then(|info| Self::of(&info)).map(Some)
     }
 
     /// The program with this number; none if there is no such program any more.
