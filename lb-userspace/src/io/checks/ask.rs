@@ -11,7 +11,7 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
-use socket2::{Domain, Socket, Type};
+use socket2::{Domain, SockRef, Socket, Type};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpSocket, UdpSocket},
@@ -93,8 +93,11 @@ async fn put_question(subject: &Subject, tunnel: &Tunnel) -> Result<(), Failure>
     }
 }
 
+/// Closed, it is reset: the last words of an ordinary close come from no socket that the tunnel knows, and would go to the VIP.
 fn tcp_socket(to: SocketAddr) -> io::Result<TcpSocket> {
-    if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+    let socket = if to.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    SockRef::from(&socket).set_linger(Some(Duration::ZERO))?;
+    Ok(socket)
 }
 
 struct HttpQuestion<'a> {
@@ -130,6 +133,8 @@ impl HttpQuestion<'_> {
         };
         tokio::pin!(exchange);
         tokio::select! {
+            // An answer counts, however the connection ends behind it.
+            biased;
             answer = &mut exchange => answer,
             // The connection may be over before its last answer is read.
             ended = connection => match ended {
