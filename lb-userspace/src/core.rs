@@ -24,6 +24,7 @@ use zerocopy::FromZeros;
 mod acknowledging;
 pub mod admission;
 mod authority;
+mod bulk;
 pub mod conditions;
 mod configuring;
 pub mod digests;
@@ -274,6 +275,11 @@ pub enum Output {
         /// One frame.
         bytes: Vec<u8>,
     },
+    /// What comes in on this session is handed over only when nothing else waits: it is long, and in no hurry.
+    Defer {
+        /// The session.
+        session: Session,
+    },
     /// Close a session after what was sent; there is no answer, and nothing more is to be said about it.
     Close {
         /// The session.
@@ -373,7 +379,7 @@ impl Core {
             Input::Drained { session, bytes } => {
                 if let Some(link) = self.links.get_mut(&session) {
                     link.in_flight = link.in_flight.saturating_sub(bytes);
-                    self.pump(now, session);
+                    self.pump_pair(now, session);
                 }
             }
             Input::Closed { session } => self.ended(now, session, CloseReason::Ended),
@@ -472,6 +478,7 @@ impl Core {
             ready: self.watch.is_ready(id),
             incarnation: self.watch.incarnation(id),
             connected: link.is_some(),
+            bulk: link.is_some_and(|link| link.bulk.is_some()),
             complaint: peer.complaint,
             snapshot_sent: link.is_some_and(|link| link.introduction == Introduction::Over),
             snapshot_received: link.is_some_and(|link| link.is_synchronized),

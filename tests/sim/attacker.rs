@@ -46,6 +46,7 @@ impl World {
         self.agenda.plan(at, Happening::Attack);
         self.lie_about_a_member();
         self.betray();
+        self.befall_connection();
         match self.rng.below(6) {
             0 => self.quote(),
             1 | 2 => self.flood(),

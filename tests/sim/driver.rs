@@ -120,6 +120,7 @@ impl World {
                     }
                     self.send(session, &bytes);
                 }
+                Output::Defer { session } => self.mark_bulk(session),
                 Output::Close { session } => self.close(session),
                 Output::RaiseIncarnation(incarnation) => self.raise_incarnation(member, incarnation),
                 Output::Report(event) => {

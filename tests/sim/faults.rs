@@ -103,7 +103,7 @@ const KINDS: [Kind; 32] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 59] = [
+pub(crate) const FAULTS: [&str; 62] = [
     "agent killed",
     "agent paused",
     "datapath paused",
@@ -163,6 +163,9 @@ pub(crate) const FAULTS: [&str; 59] = [
     "deliver_second_chance",
     "direct delivery of a dead owner's flow",
     "session broken",
+    "connection held, and not that for bulk",
+    "connection for bulk held alone",
+    "connection for bulk broken alone",
 ];
 
 const BACKENDS_MAX: usize = 9;

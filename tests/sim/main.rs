@@ -5,6 +5,7 @@
 
 mod agenda;
 mod attacker;
+mod bulk;
 mod campaign;
 mod client;
 #[cfg(test)]

@@ -36,6 +36,10 @@ pub(crate) enum Mutation {
     AllForwarding,
     /// Each sweep ends a flow, whoever it is.
     ExpiresEarly,
+    /// What goes on a connection for bulk is lost, and acknowledged.
+    LosesBulk,
+    /// What came on a connection for bulk is not acknowledged.
+    MutesBulk,
     /// Bytes count as gone before they went.
     DrainsAtOnce,
     /// One member numbers its ring otherwise.

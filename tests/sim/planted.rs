@@ -19,7 +19,7 @@ use crate::{
 const SEEDS: u64 = 300;
 
 /// Planted faults, and the invariants of which one must catch each; others may find it as well.
-const PLANTED: [(Mutation, &[Invariant]); 31] = [
+const PLANTED: [(Mutation, &[Invariant]); 33] = [
     (Mutation::HandsOffTunnelPackets, &[OneHandOff]),
     (Mutation::OverlooksMarks, &[OneHandOff]),
     (Mutation::ForgetsPeersRecords, &[Convergence]),
@@ -31,6 +31,8 @@ const PLANTED: [(Mutation, &[Invariant]); 31] = [
     (Mutation::HidesTraffic, &[NoEarlyExpiry]),
     (Mutation::EvictsForNewcomers, &[NoEviction]),
     (Mutation::LosesFrames, &[Convergence]),
+    (Mutation::LosesBulk, &[AllWell, Convergence]),
+    (Mutation::MutesBulk, &[AllWell]),
     (Mutation::NeverSweeps, &[Convergence]),
     (Mutation::FinDeletes, &[SpoofHarmless]),
     (Mutation::RstDeletes, &[SpoofHarmless]),

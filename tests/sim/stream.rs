@@ -30,6 +30,29 @@ const SHORT_FRAME_BYTES: usize = 54;
 #[derive(Debug)]
 pub(crate) struct Stream {
     ends: [End; 2],
+    /// Whether it is a pair's second one.
+    pub(crate) is_bulk: bool,
+    /// Until when nothing moves.
+    pub(crate) held_until: Ns,
+    /// Nothing moves any more, and the ends are about to notice.
+    pub(crate) is_broken: bool,
+}
+
+impl Stream {
+    fn new(ends: [End; 2]) -> Self {
+        Self { ends, is_bulk: false, held_until: 0, is_broken: false }
+    }
+
+    /// Whose this end is.
+    pub(crate) fn member(&self, side: usize) -> u8 {
+        self.ends[side].member
+    }
+
+    /// Counts a frame that a planted fault keeps from going out.
+    pub(crate) fn swallow(&mut self, side: usize) -> (u8, u64) {
+        self.ends[side].swallowed += 1;
+        (self.ends[side].member, self.ends[side].swallowed)
+    }
 }
 
 /// One side of it.
@@ -50,6 +73,8 @@ struct End {
     stalled: Option<Ns>,
     /// A `Pump` is planned.
     pumping: bool,
+    /// Frames that a planted fault kept from going out.
+    swallowed: u64,
 }
 
 impl End {
@@ -64,6 +89,7 @@ impl End {
             kernel: 0,
             stalled: None,
             pumping: false,
+            swallowed: 0,
         }
     }
 }
@@ -95,7 +121,7 @@ impl World {
         let id = self.next_stream;
         self.next_stream += 1;
         let (ours, theirs) = (Session(id * 2), Session(id * 2 + 1));
-        self.streams.insert(id, Stream { ends: [End::new(member, run, ours), End::new(peer, peer_run, theirs)] });
+        self.streams.insert(id, Stream::new([End::new(member, run, ours), End::new(peer, peer_run, theirs)]));
         self.input(member, Input::Connected { peer, session: ours, dialled: true });
         self.input(peer, Input::Connected { peer: member, session: theirs, dialled: false });
     }
@@ -105,6 +131,9 @@ impl World {
         let (id, side) = place(session);
         let is_lost =
             self.mutation == Mutation::LosesFrames && bytes.len() >= SHORT_FRAME_BYTES && self.rng.chance(200);
+        if self.swallows_bulk(session, bytes) {
+            return;
+        }
         let bound = self.plan.limits.window + SOCKET_BYTES + SHORT_FRAMES_BYTES;
         let is_lost = is_lost || self.mutation == Mutation::LosesStandings && is_standing(bytes);
         let Some(end) = self.streams.get_mut(&id).map(|stream| &mut stream.ends[side]) else { return };
@@ -187,6 +216,15 @@ impl World {
     pub(crate) fn pump(&mut self, id: u64, from: usize) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         stream.ends[from].pumping = false;
+        if stream.is_broken {
+            return;
+        }
+        if self.now < stream.held_until {
+            stream.ends[from].pumping = true;
+            let at = stream.held_until;
+            self.agenda.plan(at, Happening::Pump { stream: id, from });
+            return;
+        }
         let [sender, receiver] = if from == 0 { [0, 1] } else { [1, 0] }.map(|side: usize| &stream.ends[side]);
         let (a, b, b_run) = (sender.member, receiver.member, receiver.run);
         let receiver_open = receiver.open;
@@ -287,7 +325,7 @@ impl World {
 }
 
 /// The stream of a session, and which end of it.
-fn place(session: Session) -> (u64, usize) {
+pub(crate) fn place(session: Session) -> (u64, usize) {
     (session.0 / 2, (session.0 % 2) as usize)
 }
 

@@ -8,6 +8,7 @@ use lb_userspace::core::{Key, wire};
 use crate::{
     agenda::{Agenda, Happening},
     attacker::Liar,
+    bulk::Mishaps,
     client::{Client, ConnId},
     configuration::{Backend, Cluster, server},
     faults::Fault,
@@ -87,6 +88,7 @@ pub(crate) struct World {
     pub(crate) liar: Liar,
     /// Who speaks in a member's name, with its key.
     pub(crate) traitor: Traitor,
+    pub(crate) mishaps: Mishaps,
     violation: Option<Violation>,
     tracing: bool,
     happenings: u64,
@@ -162,6 +164,7 @@ impl World {
             next_backend: plan.backends,
             liar: Liar::new(seed),
             traitor: Traitor::new(seed),
+            mishaps: Mishaps::new(seed),
             violation: None,
             tracing,
             happenings: 0,

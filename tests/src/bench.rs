@@ -5,6 +5,7 @@
 
 mod against;
 pub mod cluster;
+mod delay;
 mod harness;
 mod live;
 mod matrix;

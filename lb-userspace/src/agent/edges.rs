@@ -270,6 +270,7 @@ impl Edges {
                 Output::DeleteFlow { key, unless_seen_since } => self.delete_flow(core, key, unless_seen_since),
                 Output::Dial { peer } => self.sessions.dial(peer),
                 Output::Send { session, bytes } => self.sessions.send(session, bytes),
+                Output::Defer { session } => self.sessions.defer(session),
                 Output::Close { session } => self.sessions.close(session),
                 Output::RaiseIncarnation(incarnation) => complain(self.state.record_incarnation(incarnation)),
                 Output::Report(event) => match event.level() {

@@ -48,6 +48,16 @@ impl Acknowledgements {
         self.heard > self.answered
     }
 
+    /// The number of the last frame that was sent.
+    pub(crate) const fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// Frames that the peer has applied.
+    pub(crate) const fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
     /// Frames that the peer has not acknowledged.
     pub(crate) fn outstanding(&self) -> u64 {
         self.told - self.acknowledged
@@ -69,7 +79,11 @@ impl Acknowledgements {
 impl Core {
     /// The peer has applied `heard` frames of this session.
     pub(crate) fn acknowledged(&mut self, now: u64, session: Session, heard: u64) -> Result<(), CloseReason> {
-        self.links.get_mut(&session).map_or(Ok(()), |link| link.acknowledgements.acknowledge(now, heard))
+        let Some(link) = self.links.get_mut(&session) else { return Ok(()) };
+        link.acknowledgements.acknowledge(now, heard)?;
+        link.underway.arrived(heard);
+        self.pump_pair(now, session);
+        Ok(())
     }
 
     /// The frame that says what was applied here.
@@ -88,13 +102,15 @@ impl Core {
         row.is_some_and(|row| {
             let owners = [row.record.owners.primary, row.record.owners.backup];
             let mut others = owners.iter().filter(|&&id| id != 0 && id != self.view.me);
-            !row.is_private() && others.all(|&id| self.links.values().any(|link| link.peer == id && link.has(row)))
+            !row.is_private()
+                && others
+                    .all(|&id| self.links.values().any(|l| l.peer == id && l.has(row) && self.have_buckets_arrived(l)))
         })
     }
 
     /// Whether a connected peer may not have heard of this row yet.
     pub(crate) fn is_awaited(&self, now: u64, row: &Row) -> bool {
-        self.links.values().filter(|link| link.stage == Stage::Open && link.acknowledges()).any(|link| {
+        self.links.values().filter(|link| link.stage != Stage::Greeting && link.acknowledges()).any(|link| {
             let since = link.acknowledgements.awaited.map(|(_, since)| since);
             row.queued & bit(link.peer) != 0
                 || link.comparison.owes(row.bucket())

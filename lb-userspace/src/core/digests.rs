@@ -143,6 +143,11 @@ impl Comparison {
         self.sent = 0;
     }
 
+    /// A bucket that is half sent is sent again from its beginning.
+    pub(crate) fn begin_bucket_anew(&mut self) {
+        self.sent = 0;
+    }
+
     /// Whether the bucket waits to be sent whole.
     pub(crate) fn owes(&self, bucket: u16) -> bool {
         self.owed.contains(bucket)
@@ -159,9 +164,9 @@ impl Comparison {
     }
 
     /// Flows are in other buckets now.
-    fn renumber(&mut self) {
+    fn renumber(&mut self, is_owing: bool) {
         (self.differing, self.known, self.sent) = (Buckets::NONE, Buckets::NONE, 0);
-        if self.is_owing() {
+        if is_owing {
             self.owed = Buckets::ALL;
         }
     }
@@ -188,7 +193,11 @@ impl Core {
     /// comparison: merging makes nothing of it.
     pub(crate) fn rekey(&mut self, secret: HashKey) {
         self.table.rekey(secret);
-        self.links.values_mut().for_each(|link| link.comparison.renumber());
+        let on_their_way: Vec<Session> =
+            self.links.iter().filter(|(_, link)| !self.is_settled(link)).map(|(&session, _)| session).collect();
+        for (session, link) in &mut self.links {
+            link.comparison.renumber(on_their_way.contains(session));
+        }
     }
 
     /// The frame of our digests.
@@ -267,16 +276,15 @@ impl Core {
         self.repaired += found as u64;
     }
 
-    /// The next frame of a bucket that is sent whole.
-    pub(crate) fn owed(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
+    /// The next frame of a bucket that is sent whole, and which one that is.
+    pub(crate) fn owed(&mut self, now: u64, session: Session) -> Option<(u16, Vec<u8>)> {
         let link = self.links.get_mut(&session)?;
         let comparison = &mut link.comparison;
         let bucket = comparison.owed.first()?;
         let mut batch = Batch::bucket(link.version, bucket);
         for number in self.table.bucket(bucket).skip(comparison.sent).collect::<Vec<u32>>() {
             if batch.is_full() {
-                link.acknowledgements.tell(now);
-                return Some(batch.finish());
+                return Some((bucket, batch.finish()));
             }
             comparison.sent += 1;
             if let Some(row) = self.table.row_mut(number).filter(|row| !row.is_private()) {
@@ -286,8 +294,7 @@ impl Core {
         }
         (comparison.sent, link.snapshot_at) = (0, now);
         comparison.owed.remove(bucket);
-        link.acknowledgements.tell(now);
-        Some(batch.finish_bucket())
+        Some((bucket, batch.finish_bucket()))
     }
 
     /// The peer has sent all it has of a bucket.

@@ -26,6 +26,18 @@ const CORRECTION: Duration = Duration::from_secs(3);
 /// Flows that fill a frame: then the lazy lane does not wait.
 const FRAME_FULL: usize = PAYLOAD_MAX / RECORD_V6;
 
+/// What a session may say.
+enum Say {
+    Acknowledgement,
+    Conditions,
+    Delta,
+    Bucket,
+    Standing,
+    End,
+    Digests,
+    Snapshot,
+}
+
 impl Core {
     /// The record goes to every peer with an open session.
     pub(crate) fn tell_all(&mut self, now: u64, number: u32) {
@@ -119,46 +131,78 @@ impl Core {
         self.links.values().filter_map(|link| self.due(link)).min()
     }
 
+    /// When there is something to say; 0 for at once.
     fn due(&self, link: &Link) -> Option<u64> {
-        if link.stage != Stage::Open || link.in_flight >= self.view.limits.window {
-            None
-        } else if !link.urgent.is_empty()
-            || link.acknowledgements.is_due()
-            || link.hearsay.is_due()
-            || link.owes_standing
-            || self.has_swept && (link.is_introducing() || link.comparison.is_owing())
-        {
-            Some(0)
+        if self.next_to_say(0, link).is_some() {
+            return Some(0);
+        }
+        if link.stage != Stage::Open || !self.has_room(link) {
+            return None;
+        }
+        let digests = link.comparison.due.filter(|_| self.may_compare(link));
+        [link.lazy_due(self.stopping.is_some()), digests].into_iter().flatten().min()
+    }
+
+    /// What goes out next at `now`, of a session or of the one for bulk that belongs to it.
+    fn next_to_say(&self, now: u64, link: &Link) -> Option<Say> {
+        let has_room = self.has_room(link);
+        if has_room && link.stage != Stage::Greeting && link.acknowledgements.is_due() {
+            return Some(Say::Acknowledgement);
+        }
+        if link.stage != Stage::Open {
+            return None;
+        }
+        if has_room && link.hearsay.is_due() {
+            return Some(Say::Conditions);
+        }
+        let compares = self.may_compare(link) && link.comparison.due.is_some_and(|due| due <= now);
+        let in_a_hurry = self.stopping.is_some() || compares || link.owes_standing;
+        let has_rows = matches!(link.introduction, Introduction::Rows(cursor) if cursor < self.table.end());
+        if has_room && (!link.urgent.is_empty() || link.lazy_due(in_a_hurry).is_some_and(|due| due <= now)) {
+            Some(Say::Delta)
+        } else if link.comparison.is_owing() && self.has_room_for_bulk(link) {
+            Some(Say::Bucket)
+        } else if has_room && link.owes_standing && self.is_settled(link) {
+            Some(Say::Standing)
+        } else if has_room && self.has_swept && link.is_introducing() && !has_rows && self.has_arrived(link) {
+            Some(Say::End)
+        } else if has_room && compares {
+            Some(Say::Digests)
+        } else if self.has_swept && has_rows && self.has_room_for_bulk(link) {
+            Some(Say::Snapshot)
         } else {
-            let digests = link.comparison.due.filter(|_| self.has_swept && self.stopping.is_none());
-            [link.lazy_due(self.stopping.is_some()), digests].into_iter().flatten().min()
+            None
         }
     }
 
-    /// Sends what is due, as far as the window goes.
+    /// Whether the window is not full.
+    pub(crate) fn has_room(&self, link: &Link) -> bool {
+        link.in_flight < self.view.limits.window
+    }
+
+    /// Whether digests would show what the peer has been told.
+    fn may_compare(&self, link: &Link) -> bool {
+        self.has_swept && self.stopping.is_none() && self.is_settled(link)
+    }
+
+    /// Sends what is due, as far as the windows go.
     pub(crate) fn pump(&mut self, now: u64, session: Session) {
-        while let Some(link) = self.links.get(&session)
-            && self.due(link).is_some_and(|due| due <= now)
-        {
-            let compares = link.comparison.due.is_some_and(|due| due <= now);
-            let lazy_is_due =
-                link.lazy_due(self.stopping.is_some() || compares || link.owes_standing).is_some_and(|due| due <= now);
-            let frame = if link.acknowledgements.is_due() {
-                self.acknowledge(session)
-            } else if link.hearsay.is_due() {
-                self.tell_conditions(session)
-            } else if !link.urgent.is_empty() || lazy_is_due {
-                self.delta(now, session)
-            } else if link.comparison.is_owing() {
-                self.owed(now, session)
-            } else if link.owes_standing {
-                self.standing(session)
-            } else if link.introduction == Introduction::Buckets {
-                self.end_introduction(now, session)
-            } else if compares {
-                self.digests(now, session)
-            } else {
-                self.snapshot(now, session)
+        while let Some(say) = self.links.get(&session).and_then(|link| self.next_to_say(now, link)) {
+            let frame = match say {
+                Say::Acknowledgement => self.acknowledge(session),
+                Say::Conditions => self.tell_conditions(session),
+                Say::Delta => self.delta(now, session),
+                Say::Standing => self.standing(session),
+                Say::End => self.end_introduction(now, session),
+                Say::Digests => self.digests(now, session),
+                Say::Bucket => {
+                    self.send_bucket(now, session);
+                    continue;
+                }
+                Say::Snapshot => {
+                    self.send_rows(now, session);
+                    continue;
+                }
             };
             if let Some(frame) = frame {
                 self.send(now, session, frame);
@@ -188,8 +232,8 @@ impl Core {
         frames.reduce(|one, other| [one, other].concat())
     }
 
-    /// The next frame of the snapshot, and after the last one its end.
-    fn snapshot(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
+    /// The next frame of the snapshot; `None` when no row is left that is worth telling.
+    pub(crate) fn snapshot(&mut self, now: u64, session: Session) -> Option<Vec<u8>> {
         let link = self.links.get_mut(&session)?;
         let Introduction::Rows(mut cursor) = link.introduction else { return None };
         let mut batch = Batch::snapshot(link.version);
@@ -201,11 +245,8 @@ impl Core {
             }
             cursor += 1;
         }
-        if batch.is_empty() {
-            return self.end_introduction(now, session);
-        }
         link.introduction = Introduction::Rows(cursor);
-        Some(batch.finish())
+        (!batch.is_empty()).then(|| batch.finish())
     }
 
     /// The peer has been told all that was known, or needs nothing of it.

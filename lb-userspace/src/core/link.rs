@@ -5,6 +5,7 @@ use std::{collections::VecDeque, time::Duration};
 use super::{
     Session,
     acknowledging::Acknowledgements,
+    bulk::Underway,
     conditions::Hearsay,
     digests::Comparison,
     event::CloseReason,
@@ -26,6 +27,8 @@ pub(crate) enum Stage {
     Greeting,
     /// Records flow.
     Open,
+    /// Bulk flows; the pair has another session for all else.
+    Bulk,
 }
 
 /// How far a peer is with what was known before the session.
@@ -46,6 +49,12 @@ pub(crate) struct Link {
     pub(crate) peer: u8,
     pub(crate) stage: Stage,
     pub(crate) dialled: bool,
+    /// Whether it is a pair's second one: known from the beginning to who dials it, from its `Hello` to the other.
+    pub(crate) is_bulk: bool,
+    /// The open session for bulk that belongs to this one.
+    pub(crate) bulk: Option<Session>,
+    /// In a session for bulk, what is on its way.
+    pub(crate) underway: Underway,
     pub(crate) decoder: Decoder,
     /// The version that is spoken, from the peer's `Hello` on.
     pub(crate) version: u8,
@@ -61,7 +70,7 @@ pub(crate) struct Link {
     pub(crate) snapshot_again_at: Option<u64>,
     /// Records of the current snapshot sent so far.
     pub(crate) snapshot_sent: u64,
-    /// Records of the peer's current snapshot received so far.
+    /// Records of the peer's current snapshot received so far; since version 3, of all its snapshots.
     pub(crate) snapshot_heard: u64,
     /// Whether a snapshot of the peer is complete.
     pub(crate) is_synchronized: bool,
@@ -154,6 +163,9 @@ impl Link {
             peer,
             stage: Stage::Greeting,
             dialled,
+            is_bulk: false,
+            bulk: None,
+            underway: Underway::default(),
             decoder: Decoder::default(),
             version: HELLO_VERSION,
             heard_at: now,

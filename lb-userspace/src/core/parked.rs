@@ -25,9 +25,16 @@ impl Parked {
         self.records.is_empty()
     }
 
-    /// Keeps the record that `peer` sent and whose flow was last seen at tick `seen`; the oldest gives way.
+    /// Keeps the record that `peer` sent and whose flow was last seen at tick `seen`, as far as there is room.
+    ///
+    /// What is here stays: it is in this member's digests, and where those changed with all that comes and finds no room, some
+    /// bucket might never be found to be equal, nor to differ twice.
     pub(crate) fn insert(&mut self, peer: u8, item: &Item, seen: u32, limit: usize) {
         let mut item = *item;
+        if self.records.len() >= limit && !self.records.contains_key(&item.key) {
+            self.dropped += 1;
+            return;
+        }
         if let Some((order, _, known, _)) = self.records.remove(&item.key) {
             self.order.remove(&order);
             item.record = known.record.merge(&item.record);
@@ -35,12 +42,6 @@ impl Parked {
         self.next += 1;
         self.records.insert(item.key, (self.next, peer, item, seen));
         self.order.insert(self.next, item.key);
-        if self.records.len() > limit
-            && let Some((_, oldest)) = self.order.pop_first()
-        {
-            self.records.remove(&oldest);
-            self.dropped += 1;
-        }
     }
 
     /// Each of them.

@@ -62,8 +62,10 @@ impl Core {
         {
             self.close(now, oldest, CloseReason::Replaced);
         }
-        self.links.insert(session, Link { told_ready: self.ready, ..Link::new(now, id, dialled) });
-        let hello = self.hello(id);
+        // While one is open, what is dialled is its second one.
+        let is_bulk = dialled && self.open_session(id).is_some_and(Link::has_bulk);
+        self.links.insert(session, Link { told_ready: self.ready, is_bulk, ..Link::new(now, id, dialled) });
+        let hello = Hello { bulk: is_bulk, ..self.hello(id) };
         self.say(now, session, &Frame::Hello(hello));
     }
 
@@ -80,7 +82,8 @@ impl Core {
                 Err(error) => Err(error.into()),
             };
             if let Err(reason) = said {
-                self.close(now, session, reason);
+                let control = self.control_of(session);
+                self.close(now, control, reason);
                 return;
             }
         }
@@ -95,6 +98,9 @@ impl Core {
         if link.stage == Stage::Greeting && !matches!(frame, Frame::Hello(_)) {
             return Err(CloseReason::Unexpected("something before hello"));
         }
+        if link.stage == Stage::Bulk {
+            return self.bulk_frame(now, session, frame);
+        }
         match frame {
             Frame::Hello(hello) if link.stage == Stage::Greeting => self.greeted(now, session, &hello),
             Frame::Hello(hello) => self.greeted_again(now, peer, session, &hello),
@@ -103,10 +109,13 @@ impl Core {
                 self.hear(now, session, Word::Relayed, &items)
             }
             Frame::SnapshotEnd { records } => {
-                if link.snapshot_heard != records {
+                // Since version 3 some may have come twice, or with another snapshot.
+                if link.snapshot_heard < records || !link.has_bulk() && link.snapshot_heard != records {
                     return Err(CloseReason::Unexpected("end of a snapshot that was not sent"));
                 }
-                link.snapshot_heard = 0;
+                if !link.has_bulk() {
+                    link.snapshot_heard = 0;
+                }
                 if !link.is_synchronized {
                     link.is_synchronized = true;
                     self.synchronized(now, peer, records);
@@ -177,6 +186,9 @@ impl Core {
         if hello.incarnation < known {
             return Err(CloseReason::Stale { said: hello.incarnation, known });
         }
+        if link.is_bulk || hello.bulk {
+            return self.open_bulk(now, session, hello);
+        }
         if let Some(older) = self.peers.get(&id).and_then(|peer| peer.open).filter(|&older| older != session) {
             self.close(now, older, CloseReason::Replaced);
         }
@@ -200,6 +212,7 @@ impl Core {
         }
         self.introduce_conditions(session);
         self.compare_configuration(id);
+        self.dial_missing(now);
         self.pump(now, session);
         Ok(())
     }
@@ -216,7 +229,10 @@ impl Core {
         if let Some(link) = self.links.get_mut(&session) {
             link.configuration = (hello.generation, hello.hash);
             if hello.ready && !link.said_ready {
-                (link.said_ready, link.snapshot_heard) = (true, 0);
+                link.said_ready = true;
+                if !link.has_bulk() {
+                    link.snapshot_heard = 0;
+                }
                 // What it sent before was less than all.
                 link.is_synchronized &= !is_joiner;
                 link.comparison.start_anew();
@@ -297,6 +313,7 @@ impl Core {
             from: self.view.me,
             to,
             ready: self.ready,
+            bulk: false,
             incarnation: self.incarnation,
             heard_of: self.watch.incarnation(to),
             generation: self.view.generation,

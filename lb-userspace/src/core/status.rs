@@ -50,6 +50,8 @@ pub struct PeerStatus {
     pub incarnation: u32,
     /// Whether a session is open.
     pub connected: bool,
+    /// Whether its second one is, for bulk.
+    pub bulk: bool,
     /// Why the last one ended, until all its records have arrived; that it was not believed, for a minute.
     pub complaint: Option<CloseReason>,
     /// Whether all records have been sent to it.

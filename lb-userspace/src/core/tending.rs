@@ -60,7 +60,7 @@ impl Core {
         let quiet: Vec<Session> = self
             .links
             .iter()
-            .filter(|(_, link)| link.stage == Stage::Open && now.saturating_sub(link.said_at) >= nanos(KEEPALIVE))
+            .filter(|(_, link)| link.stage != Stage::Greeting && now.saturating_sub(link.said_at) >= nanos(KEEPALIVE))
             .map(|(&session, _)| session)
             .collect();
         for session in quiet {
@@ -73,9 +73,20 @@ impl Core {
             link.introduction == Introduction::Over && link.snapshot_again_at.is_some_and(|due| due <= now)
         };
         self.links.values_mut().filter(|link| is_due(link)).for_each(|link| link.introduce(now));
-        let connecting: BTreeSet<u8> = self.links.values().filter(|l| l.dialled).map(|l| l.peer).collect();
+        self.dial_missing(now);
+    }
+
+    /// The member with the lower id dials: first the session, and when that is open its second one, for bulk.
+    pub(crate) fn dial_missing(&mut self, now: u64) {
+        if self.stopping.is_some() {
+            return;
+        }
+        let is_connecting = |link: &&Link| link.dialled && link.stage == Stage::Greeting;
+        let connecting: BTreeSet<u8> = self.links.values().filter(is_connecting).map(|link| link.peer).collect();
         for (&id, peer) in self.peers.range_mut(self.view.me + 1..) {
-            if peer.open.is_none() && !peer.dialling && now >= peer.dial_at && !connecting.contains(&id) {
+            let open = peer.open.and_then(|session| self.links.get(&session));
+            let is_missing = open.is_none_or(|link| link.has_bulk() && link.bulk.is_none());
+            if is_missing && !peer.dialling && now >= peer.dial_at && !connecting.contains(&id) {
                 peer.dialling = true;
                 self.outputs.push_back(Output::Dial { peer: id });
             }
@@ -109,6 +120,14 @@ impl Core {
     /// A session is over: forgets what waited for it, and when to dial again.
     pub(crate) fn ended(&mut self, now: u64, session: Session, reason: CloseReason) {
         let Some(link) = self.links.remove(&session) else { return };
+        if link.is_bulk {
+            self.bulk_ended(now, session, &link);
+            return;
+        }
+        if let Some(bulk) = link.bulk {
+            self.links.remove(&bulk);
+            self.outputs.push_back(Output::Close { session: bulk });
+        }
         self.forget_queue(&link);
         if link.stage == Stage::Open {
             self.compare_soon(now, link.peer);

@@ -22,6 +22,7 @@ use super::{
 
 mod acknowledging;
 mod authority;
+mod bulk;
 mod conditions;
 mod configuration;
 mod convergence;
@@ -70,6 +71,8 @@ struct Net {
     sent: BTreeMap<u8, u64>,
     /// Bytes sent by hosts that are stalled: not drained, not delivered.
     stalled: BTreeSet<u8>,
+    /// The same of single sessions.
+    slow: BTreeSet<Session>,
     held: VecDeque<(Session, Vec<u8>)>,
     /// Bytes on their way: they arrive when everybody has done what is to be done.
     mail: VecDeque<(Session, Option<Vec<u8>>)>,
@@ -170,6 +173,7 @@ impl Net {
             deaf: BTreeSet::new(),
             sent: BTreeMap::new(),
             stalled: BTreeSet::new(),
+            slow: BTreeSet::new(),
             held: VecDeque::new(),
             mail: VecDeque::new(),
             depth: 0,
@@ -312,13 +316,14 @@ impl Net {
                 Output::Dial { peer } => self.dial(id, peer),
                 Output::Send { session, bytes } => {
                     *self.sent.entry(id).or_default() += bytes.len() as u64;
-                    if self.stalled.contains(&id) {
+                    if self.stalled.contains(&id) || self.slow.contains(&session) {
                         self.held.push_back((session, bytes));
                     } else {
                         self.mail.push_back((session, Some(bytes)));
                     }
                 }
                 Output::Close { session } => self.mail.push_back((session, None)),
+                Output::Defer { .. } => {}
                 Output::RaiseIncarnation(to) => self.host(id).incarnation = to,
                 Output::Report(event) => self.host(id).reports.push((now, event)),
                 Output::Stopped => self.host(id).stopped_at = Some(now),

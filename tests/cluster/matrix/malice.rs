@@ -178,6 +178,7 @@ fn key_of(scene: &Scene, at: usize) -> Vec<lb_userspace::identity::PublicKey> {
 impl Lie {
     fn words(self, incarnation: u32, server: IpAddr) -> Vec<Vec<u8>> {
         let honest = Hello {
+            bulk: false,
             speaks: VERSION,
             from: 3,
             to: 1,

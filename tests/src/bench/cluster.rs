@@ -1,7 +1,8 @@
 //! What the members' state costs: how fast records are applied, a joiner is filled, equal tables are compared.
 //!
 //! Two cores, which are the agent's own, in this process; what the receiver wants written goes into a real flow map, as
-//! the agent writes it. There is no network between them: what it adds is its own bandwidth and delay.
+//! the agent writes it. There is no network between them: what it adds is its own bandwidth and delay. Only how long a
+//! change waits is measured with connections, see `delay`.
 
 use std::{
     fmt,
@@ -25,9 +26,11 @@ use lb_userspace::{
 use serde::Serialize;
 use zerocopy::FromZeros as _;
 
+use super::delay;
+
 const VIP: [u8; 4] = [203, 0, 113, 10];
 /// Flows in the table of a member that has many.
-const FLOWS: u32 = 1_000_000;
+pub(super) const FLOWS: u32 = 1_000_000;
 
 /// Events that the agent takes at a time.
 const BATCH: u32 = 512;
@@ -91,6 +94,18 @@ pub fn run() -> Result<Figures> {
     pair.replace_second()?;
     let took = pair.join(FLOWS)?;
     rows.push(row("1,000,000 flows to a joiner, until it knows all", took.as_secs_f64(), 3.0, "s", false));
+    drop(pair);
+
+    let delays = delay::measure()?;
+    for (what, permille, bound) in [("p50", 500, 1000.0), ("p99", 990, 5000.0)] {
+        let [busy, quiet] = [&delays.busy, &delays.quiet].map(|delays| delay::quantile(delays, permille));
+        let [during, beside] = match what {
+            "p50" => ["change to its other owner during a snapshot, p50", "the same without a snapshot, p50"],
+            _ => ["change to its other owner during a snapshot, p99", "the same without a snapshot, p99"],
+        };
+        rows.push(row(during, busy, bound, "us", false));
+        rows.push(row(beside, quiet, bound, "us", false));
+    }
     Ok(Figures { rows })
 }
 
@@ -111,14 +126,15 @@ struct Pair {
     written: u32,
     sent: usize,
     sessions: u64,
+    /// The first session of the two.
+    control: Session,
 }
 
 impl Pair {
     fn of_ready_members() -> Result<Self> {
         let mut now = now_ns();
         let cores = [1, 2].map(|id| Core::new(now, view(id), 1, u64::from(id), &Adopted::default()));
-        let mut pair = Self { now, cores, map: map()?, written: 0, sent: 0, sessions: 0 };
-        pair.connect();
+        let mut pair = Self { now, cores, map: map()?, written: 0, sent: 0, sessions: 0, control: Session(0) };
         for member in 0..2 {
             pair.cores[member].handle(now, Input::Swept);
         }
@@ -131,8 +147,12 @@ impl Pair {
         Ok(pair)
     }
 
+    /// The first one has dialled: for its session, and then for the other one of the pair, for bulk.
     fn connect(&mut self) {
         self.sessions += 1;
+        if !self.cores[0].status().peers.iter().any(|peer| peer.connected) {
+            self.control = Session(self.sessions);
+        }
         for (member, peer) in [(0, 2), (1, 1)] {
             let (session, dialled) = (Session(self.sessions), member == 0);
             self.cores[member].handle(self.now, Input::Connected { peer, session, dialled });
@@ -175,8 +195,10 @@ impl Pair {
 
     /// The second member loses all.
     fn replace_second(&mut self) -> Result<()> {
-        let session = Session(self.sessions);
-        self.cores[0].handle(self.now, Input::Closed { session });
+        self.cores[0].handle(self.now, Input::Closed { session: self.control });
+        while self.cores[0].poll_output().is_some() {}
+        // By now it may be dialled again.
+        self.now += 1_000_000_000;
         self.cores[1] = Core::new(self.now, view(2), 2, 3, &Adopted::default());
         self.map = map()?;
         self.written = 0;
@@ -188,8 +210,7 @@ impl Pair {
     fn join(&mut self, flows: u32) -> Result<Duration> {
         let began = Instant::now();
         self.cores[1].handle(self.now, Input::Swept);
-        self.connect();
-        self.settle()?;
+        self.tick()?;
         for _ in 0..200 {
             if self.written >= flows && self.cores[1].status().peers.iter().all(|peer| peer.agrees) {
                 break;
@@ -231,6 +252,7 @@ impl Pair {
                             }
                             self.cores[member].handle(self.now, Input::Drained { session, bytes: length });
                         }
+                        Output::Dial { .. } => self.connect(),
                         Output::PutFlow { key: Key::V4(key), entry, mode } if member == 1 => {
                             let began = Instant::now();
                             self.write(&key, entry, mode)?;
@@ -260,7 +282,7 @@ impl Pair {
 }
 
 /// An established flow of the first member, which the second one backs up.
-fn flow(n: u32, now: u64) -> (FlowKeyV4, FlowEntry) {
+pub(super) fn flow(n: u32, now: u64) -> (FlowKeyV4, FlowEntry) {
     let key = FlowKeyV4::new(n.to_be_bytes(), VIP, 40_000_u16.to_be_bytes(), 80_u16.to_be_bytes(), TCP);
     let entry = FlowEntry {
         last_seen: tick(now),
@@ -277,7 +299,7 @@ fn flow(n: u32, now: u64) -> (FlowKeyV4, FlowEntry) {
     (key, entry)
 }
 
-fn view(me: u8) -> View {
+pub(super) fn view(me: u8) -> View {
     let member = |id: u8| Member {
         id,
         name: format!("lb{id}"),
@@ -321,7 +343,7 @@ fn view(me: u8) -> View {
     }
 }
 
-fn map() -> Result<FlowTable<FlowKeyV4>> {
+pub(super) fn map() -> Result<FlowTable<FlowKeyV4>> {
     let map: HashMap<MapData, FlowKeyV4, FlowEntry> =
         HashMap::create(FLOWS * 5 / 4, 0).context("cannot create a flow map; run as root")?;
     Ok(FlowTable::new(map))

@@ -307,7 +307,7 @@ fn a_new_member_joins_and_a_removed_one_is_let_go() {
     }
     net.run(S);
     assert!((1..=2).all(|id| net.hosts[&id].liveness.forwarding == 0b11));
-    assert!((1..=2).all(|id| net.core(id).links.len() == 1));
+    assert!((1..=2).all(|id| net.core(id).links.len() == 2), "with each other, for bulk and for all else");
     assert!(!net.hosts[&1].tables.as_ref().expect("tables").members.contains_key(&3));
 }
 

@@ -152,6 +152,7 @@ fn join(comes_whole: bool) {
         net.run(20 * MS);
     };
     let hello = Hello {
+        bulk: false,
         speaks: VERSION,
         from: 2,
         to: 1,

@@ -282,6 +282,7 @@ fn a_member_that_lost_its_disk_continues_above_its_old_incarnation() {
 
 fn hello(from: u8, to: u8) -> Hello {
     Hello {
+        bulk: false,
         speaks: VERSION,
         from,
         to,
@@ -410,7 +411,11 @@ fn frames_out_of_place_end_the_session() {
     let end = |records| Frame::SnapshotEnd { records }.encode(VERSION);
     let unexpected = |frames: &[Vec<u8>]| matches!(say(frames), Some(CloseReason::Unexpected(_)));
     assert!(unexpected(&[Frame::Keepalive.encode(1)]), "before the hello");
-    assert!(unexpected(&[greeting.clone(), end(1)]), "the snapshot had no record");
+    let old_greeting = Frame::Hello(Hello { speaks: 1, ..hello(2, 1) }).encode(1);
+    let old_end = |records| Frame::SnapshotEnd { records }.encode(1);
+    assert!(unexpected(&[old_greeting.clone(), old_end(1)]), "the snapshot had no record");
+    assert!(unexpected(&[old_greeting, old_end(0), old_end(1)]));
+    assert!(unexpected(&[greeting.clone(), end(1)]));
     assert!(unexpected(&[greeting.clone(), end(0), end(1)]));
     assert!(unexpected(&[greeting.clone(), Frame::Hello(hello(3, 1)).encode(VERSION)]));
     assert_eq!(

@@ -47,6 +47,7 @@ fn item_v6() -> Item {
 
 fn hello() -> Hello {
     Hello {
+        bulk: false,
         speaks: VERSION,
         from: 2,
         to: 1,
@@ -96,6 +97,7 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
     };
     let condition = Condition { backend: 0x0102_0304_0506_0708, register: Register::Drained, number: 9, is_set: true };
     let since_3 = [
+        ("hello-bulk", Frame::Hello(Hello { bulk: true, speaks: version, ..hello() })),
         ("opinions", Frame::Opinions(vec![Opinion { backend: 0x0102_0304_0506_0708, is_up: true }])),
         ("conditions", Frame::Conditions(vec![condition, Condition { register: Register::Down, ..condition }])),
     ];

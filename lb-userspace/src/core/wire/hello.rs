@@ -3,6 +3,7 @@
 use super::{HELLO, HELLO_VERSION, NAME_MAX, Reader, WireError, begin, end, is_member};
 
 const READY: u8 = 1;
+const BULK: u8 = 2;
 
 /// Who speaks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +16,8 @@ pub struct Hello {
     pub to: u8,
     /// Whether the sender holds all records.
     pub ready: bool,
+    /// Whether this connection is the second one of the pair, for bulk; since version 3, and said by who dials it.
+    pub bulk: bool,
     /// The sender's incarnation.
     pub incarnation: u32,
     /// The latest incarnation of the receiver that the sender has heard of, 0 for none.
@@ -30,7 +33,8 @@ pub struct Hello {
 impl Hello {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = begin(HELLO_VERSION, HELLO);
-        out.extend([self.speaks, self.from, self.to, if self.ready { READY } else { 0 }]);
+        let flags = if self.ready { READY } else { 0 } | if self.bulk { BULK } else { 0 };
+        out.extend([self.speaks, self.from, self.to, flags]);
         out.extend(self.incarnation.to_be_bytes());
         out.extend(self.heard_of.to_be_bytes());
         out.extend(self.generation.to_be_bytes());
@@ -51,6 +55,7 @@ impl Hello {
             to,
             // Other flags are for versions to come.
             ready: flags & READY != 0,
+            bulk: flags & BULK != 0,
             incarnation: u32::from_be_bytes(reader.take()?),
             heard_of: u32::from_be_bytes(reader.take()?),
             generation: u64::from_be_bytes(reader.take()?),
