@@ -185,6 +185,9 @@ impl Core {
             self.park(peer, item, seen);
             return;
         }
+        if known.is_tombstone() && !merged.is_tombstone() && !self.has_room_for_flow() {
+            return;
+        }
         let ends = merged.is_tombstone() && !known.is_tombstone();
         let alive = going_on(&merged, &known);
         let is_refused = ends && is_after(last_seen, seen.wrapping_add(SLACK)) && merged.merge(&alive) == alive;
@@ -234,16 +237,22 @@ impl Core {
     }
 
     fn learn(&mut self, item: &Item, slot: u16, seen: u32) {
-        if self.live() >= self.view.limits.flows {
-            if !self.is_full {
-                self.is_full = true;
-                self.report(Event::TableFull { flows: self.view.limits.flows });
-            }
+        if !self.has_room_for_flow() {
             return;
         }
         let number = self.add(item.key, item.record, slot, seen, seen);
         self.table.change(number, |row| (row.shared, row.plausible) = (true, true));
         self.put(number, PutMode::Insert);
+    }
+
+    /// Whether another flow of a peer may be kept.
+    fn has_room_for_flow(&mut self) -> bool {
+        let has_room = self.live() < self.view.limits.flows;
+        if !has_room && !self.is_full {
+            self.is_full = true;
+            self.report(Event::TableFull { flows: self.view.limits.flows });
+        }
+        has_room
     }
 
     /// An end of a flow that is not known here: another member may still believe in it, and tell of it later.
@@ -256,6 +265,10 @@ impl Core {
             row.shared = true;
         }
         self.bury(now, number);
+        if self.tombstones.count > self.view.limits.tombstones {
+            // A peer may tell of more ends between two rounds than there is room for.
+            self.forget_tombstones(now);
+        }
         if !self.has_swept {
             // An adopted map may hold it, and would show it as a flow that nobody knows.
             self.outputs.push_back(Output::DeleteFlow { key: item.key, unless_seen_since: seen.wrapping_add(SLACK) });

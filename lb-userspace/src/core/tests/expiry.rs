@@ -3,7 +3,10 @@
 use lb_common::flow::{SCTP, STATE_CLOSING, STATE_DELETED, STATE_RESET, STATE_YOUNG, UDP};
 
 use super::*;
-use crate::core::expiry::Timers;
+use crate::core::{
+    expiry::Timers,
+    wire::{Frame, Item, VERSION},
+};
 
 fn is_gone(net: &Net, id: u8, client: u16) -> bool {
     net.core(id).record(&key(client)).is_none_or(|record| record.is_tombstone())
@@ -208,6 +211,44 @@ fn tombstones_are_bounded() {
         assert_eq!(status.records, 0);
         assert!(status.tombstones <= 100, "{}", status.tombstones);
     }
+}
+
+#[test]
+fn ends_that_a_peer_tells_of_are_bounded_before_the_next_round() {
+    let mut net = Net::new(2);
+    net.begin_at(2, 1, STATE_ESTABLISHED);
+    let mut record = net.core(2).record(&key(1)).expect("a record");
+    record.lifecycle.state = STATE_DELETED;
+    let ends = (2..300).map(|client| Item { key: key(client), record, idle_ms: 0, ended_s: 0 });
+    let session = net.core(1).peers[&2].open.expect("a session");
+    for end in ends {
+        net.input(1, Input::Received { session, bytes: Frame::Delta(vec![end]).encode(VERSION) });
+    }
+    assert_eq!(net.core(1).status().tombstones, 100);
+}
+
+#[test]
+fn a_full_table_takes_no_flow_of_a_peer_back_that_had_ended() {
+    let mut net = Net::new(2);
+    net.host(1).view.limits.flows = 3;
+    let view = net.hosts[&1].view.clone();
+    net.input(1, Input::Configure(Box::new(view)));
+    for client in 0..10 {
+        net.begin_at(2, client, STATE_RESET);
+        net.run(40 * S);
+    }
+    let ended = |net: &Net| (0..10).filter(|&client| net.core(1).record(&key(client)).is_some()).count();
+    assert_eq!((net.records(1), ended(&net)), (0, 3), "younger than 120 s");
+    for client in 100..103 {
+        net.begin_at(2, client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    for client in 0..10 {
+        net.begin_at(2, client, STATE_ESTABLISHED);
+    }
+    net.run(S);
+    assert_eq!((net.records(1), net.records(2)), (3, 13));
+    assert_eq!(net.reports(1, |event| matches!(event, Event::TableFull { .. })), 1);
 }
 
 #[test]
