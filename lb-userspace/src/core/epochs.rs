@@ -49,6 +49,8 @@ pub(crate) struct Epochs {
     /// Acknowledged, with its set; number 0 for nothing.
     next: Epoch,
     next_services: Vec<Service>,
+    /// What was acknowledged before `next`, and is not in force yet: others may be ahead, with nobody left to wait for.
+    former: Option<(Epoch, Vec<Service>)>,
     /// Peers that have not acknowledged it, and since when they are waited for, be it with another epoch before.
     waited_for: BTreeMap<u8, u64>,
     /// The highest number heard of.
@@ -267,6 +269,10 @@ impl Core {
 
     /// Tells of all flows, and behind them that it is ready for an epoch with the set in hand.
     fn look_forward(&mut self, now: u64, epoch: Epoch) {
+        let former = (self.epochs.next, std::mem::take(&mut self.epochs.next_services));
+        if former.0.number != 0 {
+            self.epochs.former = Some(former);
+        }
         (self.epochs.next, self.epochs.is_pending) = (epoch, true);
         self.epochs.next_services.clone_from(&self.services);
         while let Some(number) = self.young.pop_due(u64::MAX) {
@@ -285,33 +291,42 @@ impl Core {
     /// Changes the servers, when everybody has told of all flows.
     fn switch(&mut self, now: u64, voters: &[Voter]) {
         let next = self.epochs.next;
-        let has_acknowledged = |said: &Standing| said.in_force >= next || said.next >= next;
-        let waits = |voter: &Voter| voter.said.is_none_or(|said| !has_acknowledged(&said));
+        let has_acknowledged = |said: &Standing, epoch| said.in_force >= epoch || said.next >= epoch;
+        let waits = |voter: &Voter, epoch| voter.said.is_none_or(|said| !has_acknowledged(&said, epoch));
         let waited_for = std::mem::take(&mut self.epochs.waited_for);
         let since = |id: u8| waited_for.get(&id).copied().unwrap_or(now);
-        let silent = voters.iter().filter(|voter| next.number != 0 && waits(voter));
+        let silent = voters.iter().filter(|voter| next.number != 0 && waits(voter, next));
         // Another epoch meanwhile must not make the wait for whoever is silent longer.
         self.epochs.waited_for = silent.map(|voter| (voter.id, since(voter.id))).collect();
-        let is_waiting = self.epochs.waited_for.values().any(|&since| now.saturating_sub(since) < nanos(PATIENCE));
+        let is_waited_for =
+            |id: &u8| self.epochs.waited_for.get(id).is_some_and(|&since| now.saturating_sub(since) < nanos(PATIENCE));
+        let is_waiting = |epoch| voters.iter().any(|voter| waits(voter, epoch) && is_waited_for(&voter.id));
+        let is_next = !is_waiting(next);
+        let in_force = self.epochs.in_force;
+        let is_former = self.epochs.former.as_ref().is_some_and(|(epoch, _)| *epoch > in_force && !is_waiting(*epoch));
         // Who has yet to write its first masks could not tell the datapath of a grace time with them.
-        let is_mute = self.masks.is_none() && self.epochs.in_force.number != 0;
-        if next.number == 0 || is_mute || is_waiting {
+        let is_mute = self.masks.is_none() && in_force.number != 0;
+        if next.number == 0 || is_mute || !is_next && !is_former {
             return;
         }
-        let missing: Vec<String> = voters.iter().filter(|voter| waits(voter)).map(|v| self.label(v.id)).collect();
+        let former = self.epochs.former.take().filter(|_| !is_next);
+        let (epoch, services) = former.unwrap_or_else(|| {
+            self.epochs.waited_for.clear();
+            (std::mem::take(&mut self.epochs.next), std::mem::take(&mut self.epochs.next_services))
+        });
+        let missing = voters.iter().filter(|voter| waits(voter, epoch));
+        let missing: Vec<String> = missing.map(|voter| self.label(voter.id)).collect();
         let grace = nanos(self.view.grace);
-        if self.epochs.in_force.number != 0 && grace > 0 {
+        if in_force.number != 0 && grace > 0 {
             self.epochs.grace_until = now + grace;
             self.slots.begin_grace(now + grace);
             // Told before the rings change: those of before count from when they are there.
             self.announce(now, true);
         }
-        self.epochs.services = std::mem::take(&mut self.epochs.next_services);
-        (self.epochs.in_force, self.epochs.next) = (next, Epoch::default());
-        self.epochs.waited_for.clear();
+        (self.epochs.in_force, self.epochs.services) = (epoch, services);
         self.epochs.hasty_until = now + nanos(AFTERMATH);
-        self.epochs.is_pending = self.epochs.in_hand != next.hash;
-        self.report(Event::Epoch { number: next.number, missing: missing.join(", ") });
+        self.epochs.is_pending = self.epochs.in_hand != epoch.hash;
+        self.report(Event::Epoch { number: epoch.number, missing: missing.join(", ") });
         self.apply_services(now);
         // Whoever reads the epoch's number finds its rings.
         self.announce(now, true);

@@ -179,6 +179,32 @@ fn a_change_after_the_other_does_not_make_the_wait_for_a_silent_member_longer() 
 }
 
 #[test]
+fn a_change_after_the_other_does_not_wait_for_another_silent_member_with_the_first() {
+    let mut net = Net::new(4);
+    net.cut.extend([(1, 3), (3, 1), (4, 3), (3, 4)]);
+    net.run(5 * S);
+    net.stalled.insert(3);
+    let change_to = |net: &mut Net, ids: &[u8], last: u8| {
+        for &id in ids {
+            configure(net, id, |view| view.services = vec![web(vec![backend(last)])]);
+            net.run(10 * MS);
+        }
+    };
+    change_to(&mut net, &[4, 2, 1], 3);
+    net.run(1500 * MS);
+    assert_eq!((servers(&net, 1), servers(&net, 2)), ([server(3)].into(), old_servers()), "2 hears 3, and 1 does not");
+    change_to(&mut net, &[4, 2], 4);
+    net.stalled.insert(4);
+    change_to(&mut net, &[1], 4);
+    net.run(300 * MS);
+    assert_eq!((servers(&net, 1), servers(&net, 2)), ([server(3)].into(), old_servers()), "1 and 2 wait for 4");
+    net.run(300 * MS);
+    assert!((1..=2).all(|id| servers(&net, id) == [server(3)].into()), "3 has been waited for, and 4 has this one");
+    net.run(1500 * MS);
+    assert!((1..=2).all(|id| servers(&net, id) == [server(4)].into()));
+}
+
+#[test]
 fn a_member_that_dies_in_the_change_is_not_waited_for() {
     for dies in 1..=3 {
         let mut net = Net::new(3);
