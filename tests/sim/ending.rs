@@ -123,7 +123,8 @@ impl World {
         let misplaced = self.clients.values().filter(|client| client.is_live()).find(|client| {
             let found = union.get(&client.key).filter(|_| client.server.is_some_and(|server| self.is_newest(server)));
             let differs = |found: &Canonical| Some(found.backend) != client.server && self.is_newest(found.backend);
-            found.is_some_and(differs) && client.delivered >= self.plan.healed_at
+            // Nobody is bound by where a member that has no room for a flow delivers it.
+            found.is_some_and(differs) && client.delivered >= self.plan.healed_at && client.delivered_by != 0
         });
         if let Some(key) = misplaced.map(|client| client.key) {
             let found = union.get(&key);

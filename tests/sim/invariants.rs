@@ -307,6 +307,8 @@ impl World {
                 && is_seen(host.id)
                 && may_know & bit(host.id) != 0
                 && self.knows_member(owner.id, host.id)
+                // Whoever does not have the owner configured neither probes it nor answers its probes.
+                && host.acquainted.get(&owner.id).is_some_and(|&at| at <= since)
                 && [owner.id, receiver].iter().all(|&id| self.network.worked_since(host.id, id, since))
                 && handers.iter().all(|hander| self.network.worked_since(host.id, hander.id, since))
         });
