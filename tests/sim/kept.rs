@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 36] = [
+const KEPT: [(Scale, u64, &str); 41] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -42,11 +42,16 @@ const KEPT: [(Scale, u64, &str); 36] = [
     (Small, 1204438, "a member whose NIC stood still knew of a flow, and could tell nobody"),
     (Small, 1303209, "a member that had stood still heard what it had missed over links that lost packets"),
     (Small, 1305304, "a member that had crashed was asked for the packets that it had seen before"),
+    (Small, 1402821, "a second change made the wait for the first one longer, by another silent member's"),
     (Small, 1403106, "a member without an agent was to hear a peer that no longer had it configured"),
     (Small, 1406089, "a member without room for a flow delivered it elsewhere than its record says, to the end"),
     (Small, 1412107, "a member without room for a flow delivered it elsewhere than its record says, to the end"),
     (Small, 1416948, "a member without room for a flow delivered it elsewhere than its record says, to the end"),
+    (Small, 1419582, "flows that had ended and came back from a peer found room in a full table"),
+    (Small, 1420604, "a peer told of more ends between two rounds than there was room for"),
     (Small, 1424635, "a member without room for a flow delivered it elsewhere than its record says, to the end"),
+    (Small, 1432279, "a second change made the wait for the first one longer, by another silent member's"),
+    (Small, 1435613, "parked records that took each other's places made a bucket differ at every other look, for ever"),
 ];
 
 #[test]
