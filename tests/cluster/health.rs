@@ -9,6 +9,7 @@ use lb_common::{
     address::mapped,
     target::{TARGET_DOWN, TARGET_SERVING},
 };
+use lb_userspace::pinned::Pinned;
 use tests::{
     cluster::{Cluster, Shape},
     command,
@@ -36,18 +37,21 @@ fn checked(health: &'static str) -> Cluster {
 const TCP: &str =
     r#"{ type = "tcp", port = 80, interval = "200ms", jitter = "20ms", timeout = "100ms", rise = 2, fall = 2 }"#;
 
-/// The states of a server's slots at a member.
-fn states(member: &Member, address: IpAddr) -> Vec<u8> {
+/// A server's slots at a member, by VIP: their states, and whether new flows are placed there.
+fn slots(member: &Member, address: IpAddr) -> Vec<(u8, bool)> {
     let IpAddr::V4(address) = address else { panic!("an IPv4 lab") };
-    let targets = (1..32).map(|slot| member.tables().backend(slot).unwrap());
-    targets.filter(|target| target.address == mapped(address.octets())).map(|target| target.state).collect()
+    let tables = Pinned::open(member.pins()).unwrap();
+    let is_chosen = |slot, ring| tables.ring(ring).unwrap().is_some_and(|ring| ring.slots.contains(&slot));
+    let backends = (0..).zip(tables.backends().unwrap());
+    let of_server = backends.filter(|(_, target)| target.address == mapped(address.octets()));
+    of_server.map(|(slot, target)| (target.state, is_chosen(slot, target.ring))).collect()
 }
 
 fn all_are(cluster: &Cluster, server: usize, state: u8) -> bool {
     let address = cluster.servers[server].host.address.into();
     cluster.members.iter().all(|member| {
-        let states = states(member, address);
-        !states.is_empty() && states.iter().all(|of| *of == state)
+        let slots = slots(member, address);
+        !slots.is_empty() && slots.iter().all(|of| *of == (state, state == TARGET_SERVING))
     })
 }
 
@@ -124,9 +128,9 @@ fn one_members_broken_path_changes_nothing_and_the_last_backend_stays() {
     // One of each VIP, which need not be the same server.
     let addresses = || cluster.servers.iter().map(|server| server.host.address.into());
     for member in &cluster.members {
-        let states: Vec<u8> = addresses().flat_map(|address| states(member, address)).collect();
-        let left = states.iter().filter(|state| **state == TARGET_SERVING).count();
-        assert_eq!(left, 2, "checks that fail everywhere must not end the service: {states:?}");
+        let slots: Vec<(u8, bool)> = addresses().flat_map(|address| slots(member, address)).collect();
+        let left = slots.iter().filter(|slot| **slot == (TARGET_SERVING, true)).count();
+        assert_eq!(left, 2, "checks that fail everywhere must not end the service: {slots:?}");
     }
 }
 

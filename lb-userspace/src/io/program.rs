@@ -12,6 +12,9 @@ use super::bpf::first_value;
 /// The name of the sections that a program's constants are in, as the kernel knows the maps made of them.
 const CONSTANTS: &str = ".rodata";
 
+/// How often a pin is opened whose program ends while it is read.
+const LOOKS: usize = 5;
+
 /// Two programs with the same fingerprint do the same to the same maps.
 ///
 /// Of the tag, which the kernel computes over the instructions without the numbers of maps, and of the constants, which the kernel
@@ -52,10 +55,19 @@ pub struct Program {
 impl Program {
     /// The program pinned at `pin`; none if nothing is pinned there.
     pub fn pinned(pin: &Path) -> io::Result<Option<Self>> {
-        // Others rename pins at any moment, so there is no point in looking first.
-        match ProgramInfo::from_pin(pin).map_err(of_program) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            info => Self::of(&info?).map(Some),
+        let is_gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+        let mut looks = LOOKS;
+        // Others rename pins at any moment: there is no point in looking first, and what was there may end while it is read.
+        loop {
+            let info = match ProgramInfo::from_pin(pin).map_err(of_program) {
+                Err(error) if is_gone(&error) => return Ok(None),
+                info => info?,
+            };
+            looks -= 1;
+            match Self::of(&info) {
+                Err(error) if is_gone(&error) && looks > 0 => {}
+                found => return found.map(Some),
+            }
         }
     }
 
