@@ -1,5 +1,7 @@
 //! Health checks through the tunnel: who dies gets no new flows, from nobody, and keeps nothing that lives.
 
+mod kinds;
+
 use std::{
     net::IpAddr,
     time::{Duration, Instant},

@@ -21,13 +21,15 @@ const LINTER_PACKAGE: &str = "rust-web-clippy";
 const NIGHTLY: &str = "rustup toolchain install nightly --component rust-src";
 
 /// Programs that the demo and the privileged tests start, and the packages that hold them.
-const LAB_PROGRAMS: [(&str, &str); 6] = [
+const LAB_PROGRAMS: [(&str, &str); 8] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),
     ("bpftool", "bpftool"),
     ("ping", "iputils-ping"),
     ("bird", "bird2"),
+    ("python3", "python3"),
+    ("openssl", "openssl"),
 ];
 
 /// Sets up what building takes.
