@@ -12,7 +12,7 @@ use crate::{
     configuration::{ATTACKERS, DNS, WEB, address, flow},
     rng::Rng,
     segment::{Role, Segment},
-    time::MS,
+    time::{MS, Ns},
     world::World,
 };
 
@@ -107,12 +107,17 @@ impl World {
                 (from, to)
             }
         };
+        self.trace(|| format!("a liar sends {to} a probe of {from}, {probe:?}"));
         self.agenda.plan(self.now, Happening::Probe { to, from, probe });
     }
 
-    /// What somebody on the members' network has seen: some of it, for ever.
-    pub(crate) fn record_probe(&mut self, from: u8, to: u8, probe: &Probe) {
+    /// What somebody on the members' network has seen: some of it, for ever. Of a probe that is lost on its way a recording is
+    /// no repetition, but a slow network.
+    pub(crate) fn record_probe(&mut self, arrives: Option<Ns>, from: u8, to: u8, probe: &Probe) {
         const KEPT: usize = 64;
+        if arrives.is_none() {
+            return;
+        }
         let recorded = Recorded { from, to, probe: *probe };
         let liar = &mut self.liar;
         if liar.recorded.len() < KEPT {

@@ -107,8 +107,8 @@ impl World {
                 Output::Install(tables) => self.on_datapath(member, |datapath| datapath.install(*tables)),
                 Output::SetLiveness(liveness) => self.set_liveness(member, liveness),
                 Output::SendProbe { to, probe } => {
-                    self.record_probe(member, to, &probe);
                     let at = self.network.carry(self.now, member, to);
+                    self.record_probe(at, member, to, &probe);
                     self.arrive(at, Happening::Probe { to, from: member, probe });
                 }
                 Output::PutFlow { key, entry, mode } => self.put_flow(member, run, key, entry, mode),

@@ -138,7 +138,9 @@ impl World {
     fn is_well_since(&self, since: Ns) -> bool {
         let members: Vec<&Host> = self.hosts.values().filter(|host| host.enlisted).collect();
         let reach = |one: &Host| members.iter().all(|other| self.network.worked_since(one.id, other.id, since));
-        members.iter().all(|host| host.agent_changed.max(host.host_changed) <= since && reach(host))
+        // Where probes are lost an agent that lives may be taken for dead, and is not waited for, or is for longer.
+        let is_lossy = self.network.has_lost_since(since);
+        !is_lossy && members.iter().all(|host| host.agent_changed.max(host.host_changed) <= since && reach(host))
     }
 
     fn answers(&self, host: &Host) -> Vec<Option<Address>> {

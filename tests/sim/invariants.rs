@@ -269,10 +269,12 @@ impl World {
         let since = self.now.saturating_sub(SETTLED);
         let Some(owner) = self.hosts.get(&delivery.member) else { return };
         let draining_since = owner.agent.as_ref().and_then(|agent| agent.draining_since);
-        let out_since = owner.vouched_until.max(owner.host_changed).max(draining_since.unwrap_or_default());
+        let out_since = owner.vouched_until.max(draining_since.unwrap_or_default());
         let is_unready = owner.agent.as_ref().is_none_or(|agent| agent.ready_since.is_none());
         let is_out = is_unready || draining_since.is_some();
-        if !is_out || self.now.saturating_sub(out_since) < GRACE {
+        // Who stood still took all others for dead, and takes them for alive after a second of echoes.
+        let has_risen = owner.host_changed <= since;
+        if !is_out || !has_risen || self.now.saturating_sub(out_since) < GRACE {
             return;
         }
         let receiver = delivery.segment.receiver;

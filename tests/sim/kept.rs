@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 41] = [
+const KEPT: [(Scale, u64, &str); 44] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -52,6 +52,13 @@ const KEPT: [(Scale, u64, &str); 41] = [
     (Small, 1424635, "a member without room for a flow delivered it elsewhere than its record says, to the end"),
     (Small, 1432279, "a second change made the wait for the first one longer, by another silent member's"),
     (Small, 1435613, "parked records that took each other's places made a bucket differ at every other look, for ever"),
+    (
+        Small,
+        2501486,
+        "a member that had stood still was to hand new flows to a peer whose echoes it had heard for less than a second",
+    ),
+    (Small, 2503112, "a probe that was lost on its way, and sent again by who saw it, was to count for nothing"),
+    (Small, 2505229, "over links that lost packets members were to change their servers as fast as if all were well"),
 ];
 
 #[test]

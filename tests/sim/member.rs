@@ -308,8 +308,8 @@ impl World {
         let Some(echo) = host.datapath.as_mut().and_then(|datapath| datapath.take_probe(local, from, probe)) else {
             return;
         };
-        self.record_probe(to, from, &echo);
         let at = self.network.carry(self.now, to, from);
+        self.record_probe(at, to, from, &echo);
         self.arrive(at, Happening::Probe { to: from, from: to, probe: echo });
     }
 }
