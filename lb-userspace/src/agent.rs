@@ -3,7 +3,7 @@
 //! Everything but look-ups that may block (`io::neighbours`, `io::sweep`) runs on one thread, so
 //! nothing here waits for anything but the next thing to happen.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::Arc};
 
 use anyhow::Context as _;
 use lb_common::address::Address;
@@ -11,14 +11,16 @@ use rustix::process::setpriority_process;
 use tracing::{error, info, warn};
 
 use crate::{
-    config::{Config, OnStop},
+    config::{Config, Names, OnStop},
     control::Control,
     core::{Core, Input, View},
     identity,
+    inspect::metrics::Source,
     io::{
         attach::Mode,
         checks::{self, Subject},
         clock::{Alarm, now_ns},
+        exporter,
         handshake::Trust,
     },
 };
@@ -80,6 +82,7 @@ struct Agent<'o> {
     alarm: Alarm,
     signals: Signals,
     control: Control,
+    metrics: Arc<Source>,
     reload: Option<Reload>,
     upkeep_ns: u64,
     /// When it leaves the cluster.
@@ -92,6 +95,7 @@ struct Reload {
     view: Box<View>,
     checks: Vec<Subject>,
     on_stop: OnStop,
+    names: Names,
     targets: Vec<Address>,
     patience_ns: u64,
 }
@@ -100,7 +104,11 @@ impl<'o> Agent<'o> {
     fn start(options: &'o Options, config: &Config) -> anyhow::Result<Self> {
         // First, so that a signal that comes while the datapath is loaded is not lost.
         let signals = Signals::new().context("signals")?;
-        let control = Control::listen(&options.socket).context("control socket")?;
+        let metrics = Arc::new(Source::new(options.pins.clone(), Names::of(config)));
+        let control = Control::listen(&options.socket, Arc::clone(&metrics)).context("control socket")?;
+        if let Some(address) = config.node.metrics_listen {
+            exporter::start(address, Arc::clone(&metrics)).with_context(|| format!("metrics at {address}"))?;
+        }
         let (edges, adopted, incarnation) = Edges::open(options, config)?;
         // After the threads of the edges were started, which would inherit it.
         if let Err(error) = setpriority_process(None, PRIORITY) {
@@ -109,8 +117,19 @@ impl<'o> Agent<'o> {
         let nonce = identity::nonce().context("no random numbers")?;
         let core = Core::new(now_ns(), view::of(config), incarnation, nonce, &adopted);
         let (on_stop, alarm, upkeep_ns) = (config.node.on_stop, Alarm::new()?, now_ns() + UPKEEP_NS);
-        let mut agent =
-            Self { options, on_stop, core, edges, alarm, signals, control, reload: None, upkeep_ns, stop_ns: None };
+        let mut agent = Self {
+            options,
+            on_stop,
+            core,
+            edges,
+            alarm,
+            signals,
+            control,
+            metrics,
+            reload: None,
+            upkeep_ns,
+            stop_ns: None,
+        };
         // The tables are filled before the first packet is treated.
         agent.edges.carry_out(&mut agent.core, &agent.control);
         agent.edges.attach()?;
@@ -196,6 +215,7 @@ impl<'o> Agent<'o> {
             view,
             checks,
             on_stop: config.node.on_stop,
+            names: Names::of(config),
             targets,
             patience_ns,
         });
@@ -204,6 +224,7 @@ impl<'o> Agent<'o> {
 
     fn configure(&mut self, new: Reload) {
         self.on_stop = new.on_stop;
+        self.metrics.rename(new.names);
         self.edges.trust(&new.trust);
         self.core.handle(now_ns(), Input::Configure(new.view));
         self.edges.check(new.checks);

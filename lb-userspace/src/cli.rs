@@ -22,6 +22,7 @@ mod explain;
 mod failure;
 mod get;
 mod man;
+mod metrics;
 mod node;
 mod paint;
 mod place;
@@ -72,6 +73,7 @@ struct Cli {
 enum Command {
     Status(status::Arguments),
     Get(get::Arguments),
+    Metrics(metrics::Arguments),
     Explain(explain::Arguments),
     Config(config::Arguments),
     Cluster(cluster::Arguments),
@@ -93,6 +95,7 @@ pub fn main() -> ExitCode {
         None => status::run(&cli.status),
         Some(Command::Status(arguments)) => status::run(&arguments),
         Some(Command::Get(arguments)) => get::run(&arguments),
+        Some(Command::Metrics(arguments)) => metrics::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
         Some(Command::Config(arguments)) => config::run(&arguments),
         Some(Command::Cluster(arguments)) => cluster::run(&arguments),

@@ -8,7 +8,7 @@
 //! do its interfaces exist, is the key file readable by nobody else), and the valid types.
 
 use std::{
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -179,6 +179,8 @@ pub struct Node {
     pub on_stop: OnStop,
     /// The kernel's routing table in which a routing daemon finds the VIPs that this member serves, if it shall.
     pub announce_table: Option<u32>,
+    /// Where Prometheus finds metrics, if it shall.
+    pub metrics_listen: Option<SocketAddr>,
     /// IPv4 flows this member can hold.
     pub flows_max: u32,
     /// IPv6 flows this member can hold.

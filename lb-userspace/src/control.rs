@@ -20,6 +20,7 @@ pub mod api;
 pub mod client;
 mod server;
 
+use crate::inspect::metrics::Source;
 use api::{Backends, DrainBackend, EventLine, Matched, Node};
 
 /// Where the socket is, when nobody says otherwise.
@@ -62,18 +63,18 @@ struct Journal {
 }
 
 impl Control {
-    /// Listens at `path`.
+    /// Listens at `path`, where `metrics` can be had, too.
     ///
     /// # Errors
     /// When somebody listens there already, or the directory cannot be made.
-    pub fn listen(path: &Path) -> io::Result<Self> {
+    pub fn listen(path: &Path, metrics: Arc<Source>) -> io::Result<Self> {
         let listener = bind(path)?;
         let (sender, orders) = mpsc::channel(ORDERS);
         let journal = Arc::new(Journal { past: Mutex::default(), news: broadcast::channel(EVENTS).0 });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let shared = Arc::clone(&journal);
         thread::Builder::new().name("control".into()).spawn(move || {
-            if let Err(error) = runtime.block_on(server::serve(listener, sender, shared)) {
+            if let Err(error) = runtime.block_on(server::serve(listener, sender, shared, metrics)) {
                 warn!(%error, "the control socket is not served any more");
             }
         })?;

@@ -4,6 +4,9 @@
 
 pub mod datapath;
 pub mod explain;
+#[cfg(test)]
+pub(crate) mod fixture;
 pub mod listing;
+pub mod metrics;
 pub mod status;
 pub mod words;

@@ -14,6 +14,7 @@ pub mod copying;
 pub mod datapath;
 pub mod egress;
 pub mod events;
+pub mod exporter;
 pub mod flows;
 pub mod handshake;
 pub mod interfaces;

@@ -47,7 +47,10 @@ const BATCH: usize = 4096;
 
 /// Flows that are counted one by one, in about 60 ms; beyond them the count is extrapolated from the part of the buckets that
 /// they fill. The kernel's hash spreads evenly, so that the error is below 1 % (three deviations of a Poisson distribution).
-const COUNTED_FLOWS: u64 = 1 << 17;
+pub const COUNTED_FLOWS: u64 = 1 << 17;
+
+/// The same in less than 10 ms, for whoever asks again and again: the error is below 2.5 %.
+pub const SAMPLED_FLOWS: u64 = 1 << 14;
 
 /// Why there is nothing to read. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -287,11 +290,11 @@ impl Pinned {
         })
     }
 
-    /// Counts the flows of each family (`V4`, `V6`), in bounded time: of a large table a part.
-    pub fn count_flows(&self) -> Result<[FlowCount; 2], PinnedError> {
+    /// Counts the flows of each family (`V4`, `V6`), in bounded time: of a table with more than `counted` a part.
+    pub fn count_flows(&self, counted: u64) -> Result<[FlowCount; 2], PinnedError> {
         Ok([
-            self.count::<FlowKeyV4>(maps::FLOWS, self.flows.map())?,
-            self.count::<FlowKeyV6>(maps::FLOWS_V6, self.flows_v6.map())?,
+            self.count::<FlowKeyV4>(maps::FLOWS, self.flows.map(), counted)?,
+            self.count::<FlowKeyV6>(maps::FLOWS_V6, self.flows_v6.map(), counted)?,
         ])
     }
 
@@ -300,13 +303,18 @@ impl Pinned {
         Ok([self.capacity(maps::FLOWS, self.flows.map())?, self.capacity(maps::FLOWS_V6, self.flows_v6.map())?])
     }
 
-    fn count<K: FromBytes + Copy>(&self, name: &'static str, map: &MapData) -> Result<FlowCount, PinnedError> {
+    fn count<K: FromBytes + Copy>(
+        &self,
+        name: &'static str,
+        map: &MapData,
+        counted: u64,
+    ) -> Result<FlowCount, PinnedError> {
         let failed = |error| self.failed_io(name, error);
         let mut batches = Batches::<K, FlowEntry>::of(map, BATCH).map_err(failed)?;
         let mut flows = 0;
         while let Some((keys, _)) = batches.read().map_err(failed)? {
             flows += keys.len() as u64;
-            if flows >= COUNTED_FLOWS {
+            if flows >= counted {
                 let buckets = u64::from(self.capacity(name, map)?.next_power_of_two());
                 let read = u64::from(batches.position().unwrap_or(0)).clamp(1, buckets);
                 return Ok(FlowCount { flows: flows * buckets / read, is_exact: read == buckets });

@@ -36,6 +36,7 @@ mod maps;
 mod matrix;
 mod operator;
 mod packets;
+mod seeing;
 mod survival;
 mod vip;
 

@@ -32,6 +32,8 @@ pub struct Config {
     pub on_stop: Option<&'static str>,
     /// `node.announce_table`, if VIPs are announced.
     pub announce_table: Option<u32>,
+    /// `node.metrics_listen`, if the agent answers Prometheus.
+    pub metrics_listen: Option<&'static str>,
     /// `node.flows_max`, if not the default.
     pub flows_max: Option<u32>,
     /// The family of the members' addresses.
@@ -101,6 +103,7 @@ impl Config {
             interfaces: vec![INTERFACE],
             on_stop: None,
             announce_table: None,
+            metrics_listen: None,
             // A preallocated table for the default million flows costs 123 MB a member, for nothing in a lab.
             flows_max: Some(1 << 17),
             underlay: Family::V4,
@@ -185,6 +188,9 @@ impl Config {
         }
         if let Some(table) = self.announce_table {
             writeln!(out, "announce_table = {table}")?;
+        }
+        if let Some(address) = self.metrics_listen {
+            writeln!(out, "metrics_listen = \"{address}\"")?;
         }
         if let Some(flows_max) = self.flows_max {
             writeln!(out, "flows_max = {flows_max}")?;

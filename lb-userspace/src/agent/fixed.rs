@@ -1,6 +1,6 @@
 //! What a running agent cannot change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use crate::config::{Config, InterfaceName, MemberId, MultiBuffer};
 
@@ -12,6 +12,7 @@ pub(super) struct Fixed {
     pub(super) interfaces: Vec<String>,
     pub(super) multi_buffer: MultiBuffer,
     pub(super) announce_table: Option<u32>,
+    pub(super) metrics_listen: Option<SocketAddr>,
     pub(super) flows_max: u32,
     pub(super) flows_v6_max: u32,
 }
@@ -25,6 +26,7 @@ impl Fixed {
             interfaces: config.node.interfaces.iter().map(|name| InterfaceName::as_str(name).to_owned()).collect(),
             multi_buffer: config.node.multi_buffer,
             announce_table: config.node.announce_table,
+            metrics_listen: config.node.metrics_listen,
             flows_max: config.node.flows_max,
             flows_v6_max: config.node.flows_v6_max,
         }
@@ -37,7 +39,7 @@ impl Fixed {
             return Err(format!("this member would be {} instead of {}", new.id, self.id));
         }
         if (new.own, new.port) != (self.own, self.port) {
-            return Err(format!("this member would be at {}", std::net::SocketAddr::new(new.own, new.port)));
+            return Err(format!("this member would be at {}", SocketAddr::new(new.own, new.port)));
         }
         if new.interfaces != self.interfaces {
             return Err(format!("the interfaces would be {}", new.interfaces.join(", ")));
@@ -50,6 +52,9 @@ impl Fixed {
         }
         if new.announce_table != self.announce_table {
             return Err("node.announce_table would change".to_owned());
+        }
+        if new.metrics_listen != self.metrics_listen {
+            return Err("node.metrics_listen would change".to_owned());
         }
         if new.multi_buffer != self.multi_buffer {
             return Err("node.multi_buffer would change".to_owned());

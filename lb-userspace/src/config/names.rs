@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use super::{Vip, draft::Draft, problem::Problems};
+use super::{Config, Vip, draft::Draft, problem::Problems};
 
 /// What members, services and backends are called, as far as a file says so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -38,6 +38,23 @@ impl Names {
                         names.backends.insert((*vip.get_ref(), *address.get_ref()), name.get_ref().to_string());
                     }
                 }
+            }
+        }
+        names
+    }
+
+    /// The names of a configuration.
+    pub fn of(config: &Config) -> Self {
+        let mut names = Self { cluster: Some(config.cluster.name.to_string()), ..Self::default() };
+        for member in &config.cluster.members {
+            names.members.insert(member.id.get(), member.name.to_string());
+        }
+        for (service, vip) in
+            config.services.iter().flat_map(|service| service.vips.iter().map(move |vip| (service, *vip)))
+        {
+            names.services.insert(vip, service.name.to_string());
+            for backend in &service.backends {
+                names.backends.insert((vip, backend.address), backend.name.to_string());
             }
         }
         names

@@ -1,6 +1,7 @@
 //! `[node]`: what concerns one member only, and which member this is.
 
 use std::{
+    net::SocketAddr,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -38,6 +39,7 @@ pub(super) struct NodeDraft {
     pub(super) cluster_interface: Option<Spanned<InterfaceName>>,
     on_stop: Option<OnStop>,
     pub(super) announce_table: Option<u32>,
+    metrics_listen: Option<SocketAddr>,
     pub(super) flows_max: Option<u32>,
     pub(super) flows_v6_max: Option<u32>,
     pub(super) multi_buffer: Option<MultiBuffer>,
@@ -57,6 +59,7 @@ impl NodeDraft {
                 cluster_interface: None,
                 on_stop: Some(OnStop::Keep),
                 announce_table: None,
+                metrics_listen: None,
                 flows_max: Some(FLOWS_MAX),
                 flows_v6_max: Some(flows_v6_max(FLOWS_MAX)),
                 multi_buffer: Some(MultiBuffer::Auto),
@@ -81,6 +84,7 @@ impl NodeDraft {
             announce_table: section
                 .optional::<Integer<256, { u32::MAX as u64 }>>("announce_table")
                 .map(|table| table.into_inner().0 as u32),
+            metrics_listen: section.optional("metrics_listen").map(Spanned::into_inner),
             flows_max,
             flows_v6_max: section
                 .or("flows_v6_max", Integer::<FLOWS_LEAST, FLOWS_MOST>(of_v4.into()))
@@ -120,6 +124,7 @@ impl NodeDraft {
             interfaces: interfaces?,
             on_stop: self.on_stop?,
             announce_table: self.announce_table,
+            metrics_listen: self.metrics_listen,
             flows_max: self.flows_max?,
             flows_v6_max: self.flows_v6_max?,
             multi_buffer: self.multi_buffer?,

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     num::NonZeroU8,
     path::PathBuf,
     str::FromStr,
@@ -412,6 +412,25 @@ impl Value for IpAddr {
 
     fn schema() -> Json {
         json!({ "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] })
+    }
+}
+
+/// Where this host listens: an address of its own, or all of them.
+impl Value for SocketAddr {
+    fn what() -> String {
+        "an address and a port, as in \"127.0.0.1:9477\"".into()
+    }
+
+    fn read(value: &DeValue<'_>) -> Result<Self, String> {
+        match Self::from_str(text(value)?) {
+            Ok(socket) if socket.port() == 0 => Err("port 0".into()),
+            Ok(socket) => Ok(socket),
+            Err(_) => Err(String::new()),
+        }
+    }
+
+    fn schema() -> Json {
+        json!({ "type": "string", "pattern": r"^(\[[0-9A-Fa-f:.]+\]|[0-9.]+):[0-9]{1,5}$" })
     }
 }
 

@@ -24,6 +24,7 @@ use super::{
     Journal, Order,
     api::{DrainBackend, DrainNode, EventLine, Refusal},
 };
+use crate::inspect::metrics::{CONTENT_TYPE, Source};
 
 /// Who is at the other end.
 #[derive(Clone, Copy)]
@@ -41,6 +42,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Caller {
 struct Agent {
     orders: mpsc::Sender<Order>,
     journal: Arc<Journal>,
+    metrics: Arc<Source>,
 }
 
 /// An answer that is none.
@@ -57,6 +59,7 @@ pub(super) async fn serve(
     listener: std::os::unix::net::UnixListener,
     orders: mpsc::Sender<Order>,
     journal: Arc<Journal>,
+    metrics: Arc<Source>,
 ) -> io::Result<()> {
     let routes = Router::new()
         .route("/v1/node", get(node))
@@ -65,10 +68,11 @@ pub(super) async fn serve(
         .route("/v1/backends/drain", put(drain_backend))
         .route("/v1/reload", post(reload))
         .route("/v1/events", get(events))
+        .route("/metrics", get(metrics_now))
         .fallback(async || {
             Denied(StatusCode::NOT_FOUND, "there is no such resource; docs/control.md lists them".into())
         })
-        .with_state(Agent { orders, journal });
+        .with_state(Agent { orders, journal, metrics });
     axum::serve(UnixListener::from_std(listener)?, routes.into_make_service_with_connect_info::<Caller>()).await
 }
 
@@ -147,6 +151,12 @@ async fn reload(
         Ok(()) => Ok(StatusCode::NO_CONTENT),
         Err(error) => Err(Denied(StatusCode::UNPROCESSABLE_ENTITY, error)),
     }
+}
+
+async fn metrics_now(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {
+    let text = agent.metrics.exposition();
+    let text = text.map_err(|error| Denied(StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
+    Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
 /// The past, then what comes. A listener that falls behind is told how much it missed.

@@ -5,12 +5,18 @@ use std::{io::Read as _, os::unix::net::UnixStream, thread, time::Duration};
 use hyper::Method;
 
 use super::{client::ask, *};
+use crate::config::Names;
 
 fn directory() -> PathBuf {
     let directory =
         std::env::temp_dir().join(format!("tandem-control-{}-{:?}", std::process::id(), thread::current().id()));
     fs::create_dir_all(&directory).unwrap();
     directory
+}
+
+/// Of a member without pins.
+fn metrics() -> Arc<Source> {
+    Arc::new(Source::new(PathBuf::from("/nonexistent/tandem"), Names::default()))
 }
 
 /// Answers orders as long as there are any.
@@ -40,8 +46,8 @@ fn answer_all(mut control: Control) -> thread::JoinHandle<Vec<DrainBackend>> {
 fn orders_are_answered_or_refused_with_a_reason() {
     let directory = directory();
     let socket = directory.join("control.sock");
-    let control = Control::listen(&socket).unwrap();
-    assert!(Control::listen(&socket).unwrap_err().to_string().contains("another agent"));
+    let control = Control::listen(&socket, metrics()).unwrap();
+    assert!(Control::listen(&socket, metrics()).unwrap_err().to_string().contains("another agent"));
     control.tell("warn", "something".into());
     let agent = answer_all(control);
     let node: Node = ask(&socket, Method::GET, "/v1/node", None::<&()>).unwrap();

@@ -4,7 +4,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     flow::{FlowEntry, FlowKey as _, tick},
-    ring::RING_SLOTS,
     target::Target,
 };
 use serde::Serialize;
@@ -43,7 +42,7 @@ pub struct ServiceBackend {
     /// The backend.
     #[serde(flatten)]
     pub backend: Backend,
-    /// Slots of the service's ring that lead to it, of [`RING_SLOTS`].
+    /// Slots of the service's ring that lead to it, of [`RING_SLOTS`](lb_common::ring::RING_SLOTS).
     pub ring_slots: u32,
     /// What was delivered to it from here.
     pub delivered: Traffic,
@@ -122,18 +121,16 @@ fn flow(key: &Key, entry: &FlowEntry, backends: &[Target], now: u32, names: &Nam
 /// The backends of every service, by VIP and address.
 pub fn backends(readings: &Readings, names: &Names) -> Vec<ServiceBackend> {
     let mut found = Vec::new();
-    for (key, service, ring) in &readings.services {
+    for (key, service, shares) in &readings.services {
         let Some(vip) = words::vip(key) else { continue };
         let of_service =
             (0_u16..).zip(&readings.backends).filter(|(_, backend)| backend.state != 0 && backend.ring == service.ring);
         for (slot, target) in of_service {
-            let ring_slots =
-                ring.as_ref().map_or(0, |ring| ring.slots[..RING_SLOTS].iter().filter(|s| **s == slot).count());
             found.push(ServiceBackend {
                 vip,
                 service: names.service(vip).map(str::to_owned),
                 backend: words::backend(slot, target, vip, names),
-                ring_slots: ring_slots as u32,
+                ring_slots: shares.get(&slot).copied().unwrap_or(0),
                 delivered: readings.delivered.get(&slot).copied().unwrap_or_default(),
                 next_hop: words::next_hop(&target.next_hop),
             });

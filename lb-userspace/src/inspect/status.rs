@@ -10,7 +10,7 @@ use lb_common::{
     node::{Node, V4, V6},
     rank::{MEMBERS_MAX, bit},
     reason::{Counter, Reason, ServiceCounters},
-    ring::Ring,
+    ring::{RING_SLOTS, Ring},
     service::{Service, ServiceKey},
     target::{TARGET_DOWN, TARGET_DRAINING, TARGET_SERVING, Target},
 };
@@ -20,7 +20,7 @@ use super::words::{self, Member, NextHopFacts, Traffic};
 use crate::{
     config::{Names, Vip},
     core::Absurdity,
-    pinned::{FlowCount, Pinned, PinnedError},
+    pinned::{COUNTED_FLOWS, FlowCount, Pinned, PinnedError, SAMPLED_FLOWS},
 };
 
 mod verdict;
@@ -195,6 +195,9 @@ pub struct Count {
     pub bytes: u64,
 }
 
+/// How many slots of a service's ring lead to each backend's slot; none to 0, which stands for no backend.
+pub type Shares = BTreeMap<u16, u32>;
+
 /// Copies of the maps that a status is made of.
 pub struct Readings {
     /// When they were read: `CLOCK_MONOTONIC`, in nanoseconds.
@@ -209,8 +212,8 @@ pub struct Readings {
     pub members: Vec<Target>,
     /// By slot.
     pub backends: Vec<Target>,
-    /// In order, each with its ring.
-    pub services: Vec<(ServiceKey, Service, Option<Box<Ring>>)>,
+    /// In order, each with its shares.
+    pub services: Vec<(ServiceKey, Service, Shares)>,
     /// By reason.
     pub counters: Vec<Counter>,
     /// See `Status::unprotected_per_s`.
@@ -236,8 +239,22 @@ impl Readings {
     ///
     /// Those of reading the maps.
     pub fn take(pinned: &Pinned, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
-        let with_ring = |(key, service): (ServiceKey, Service)| {
-            pinned.ring(service.ring).map(|ring| (key, service, ring.map(Box::new)))
+        let unprotected_per_s = unprotected_per_s(pinned)?;
+        Ok(Self { unprotected_per_s, ..Self::read(pinned, COUNTED_FLOWS, clock)? })
+    }
+
+    /// The same in less time: for whoever comes back, and has rates from one look to the next.
+    ///
+    /// # Errors
+    ///
+    /// Those of reading the maps.
+    pub fn glance(pinned: &Pinned, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
+        Self::read(pinned, SAMPLED_FLOWS, clock)
+    }
+
+    fn read(pinned: &Pinned, counted: u64, clock: impl Fn() -> u64) -> Result<Self, PinnedError> {
+        let with_shares = |(key, service): (ServiceKey, Service)| {
+            pinned.ring(service.ring).map(|ring| (key, service, ring.as_ref().map(shares).unwrap_or_default()))
         };
         let (node, backends, services) = (pinned.node()?, pinned.backends()?, pinned.services()?);
         let of_service = |(_, service): &(ServiceKey, Service)| {
@@ -247,17 +264,16 @@ impl Readings {
         let of_member = |id: u8| pinned.member_counter(id).map(|counter| (id, counter.into()));
         let used = (0_u16..).zip(&backends).filter(|(_, backend)| backend.state != 0);
         let configured = node.seeds.iter().take(node.members as usize).map(|seed| seed.id as u8);
-        let unprotected_per_s = unprotected_per_s(pinned)?;
         Ok(Self {
             service_counters: services.iter().map(of_service).collect::<Result<_, _>>()?,
             delivered: used.map(of_slot).collect::<Result<_, _>>()?,
             handed_off: configured.map(of_member).collect::<Result<_, _>>()?,
-            unprotected_per_s,
+            unprotected_per_s: 0,
             node,
             backends,
-            services: services.into_iter().map(with_ring).collect::<Result<_, _>>()?,
+            services: services.into_iter().map(with_shares).collect::<Result<_, _>>()?,
             counters: pinned.counters()?.to_vec(),
-            flows: pinned.count_flows()?,
+            flows: pinned.count_flows(counted)?,
             flows_max: pinned.flows_max()?,
             interfaces: pinned.interfaces(),
             members: pinned.members()?,
@@ -266,6 +282,14 @@ impl Readings {
             now_ns: clock(),
         })
     }
+}
+
+fn shares(ring: &Ring) -> Shares {
+    let mut shares = Shares::new();
+    for slot in ring.slots[..RING_SLOTS].iter().filter(|slot| **slot != 0) {
+        *shares.entry(*slot).or_default() += 1;
+    }
+    shares
 }
 
 /// Nothing is waited for where no flow has ever been unprotected.
@@ -367,7 +391,7 @@ fn view(readings: &Readings, id: u8) -> Option<u64> {
 
 /// The services, by VIP.
 pub fn services(readings: &Readings, names: &Names) -> Vec<ServiceStatus> {
-    let service = |(key, service, ring): &(ServiceKey, Service, Option<Box<Ring>>)| {
+    let service = |(key, service, shares): &(ServiceKey, Service, Shares)| {
         let vip = words::vip(key)?;
         let counters = readings.service_counters.get(&service.ring);
         let traffic = |of: fn(&ServiceCounters) -> Counter| counters.map(of).map(Traffic::from).unwrap_or_default();
@@ -379,11 +403,9 @@ pub fn services(readings: &Readings, names: &Names) -> Vec<ServiceStatus> {
             down: 0,
             removed: 0,
             unreachable: 0,
-            takes_new_flows: ring.as_ref().is_some_and(|ring| {
-                ring.slots.iter().any(|slot| {
-                    *slot != 0 && readings.backends.get(usize::from(*slot)).is_some_and(Target::is_in_service)
-                })
-            }),
+            takes_new_flows: shares
+                .keys()
+                .any(|slot| readings.backends.get(usize::from(*slot)).is_some_and(Target::is_in_service)),
             delivered: traffic(|counters| counters.delivered),
             handed_off: traffic(|counters| counters.handed_off),
             answered: traffic(|counters| counters.answered),
