@@ -22,6 +22,7 @@ use crate::{
         clock::{Alarm, now_ns},
         exporter,
         handshake::Trust,
+        supervisor::{Supervisor, Word},
     },
 };
 
@@ -83,6 +84,7 @@ struct Agent<'o> {
     signals: Signals,
     control: Control,
     metrics: Arc<Source>,
+    supervisor: Supervisor,
     reload: Option<Reload>,
     upkeep_ns: u64,
     /// When it leaves the cluster.
@@ -109,6 +111,7 @@ impl<'o> Agent<'o> {
         if let Some(address) = config.node.metrics_listen {
             exporter::start(address, Arc::clone(&metrics)).with_context(|| format!("metrics at {address}"))?;
         }
+        let supervisor = Supervisor::new().context("a thread for systemd")?;
         let (edges, adopted, incarnation) = Edges::open(options, config)?;
         // After the threads of the edges were started, which would inherit it.
         if let Err(error) = setpriority_process(None, PRIORITY) {
@@ -126,6 +129,7 @@ impl<'o> Agent<'o> {
             signals,
             control,
             metrics,
+            supervisor,
             reload: None,
             upkeep_ns,
             stop_ns: None,
@@ -135,6 +139,7 @@ impl<'o> Agent<'o> {
         agent.edges.attach()?;
         agent.edges.check(checks::subjects(config));
         info!(member = config.this_member().name.as_str(), incarnation, "running");
+        agent.supervisor.tell(Word::Ready);
         Ok(agent)
     }
 
@@ -154,6 +159,7 @@ impl<'o> Agent<'o> {
             // 3. What else has its time.
             if self.upkeep_ns <= now_ns() {
                 self.edges.upkeep();
+                self.supervisor.tell(Word::Alive);
                 self.upkeep_ns = now_ns() + UPKEEP_NS;
                 continue;
             }
@@ -184,12 +190,15 @@ impl<'o> Agent<'o> {
         match order {
             Order::Stop => {
                 info!("stopping");
+                self.supervisor.tell(Word::Stopping);
                 let patience_ns = if self.edges.withdraw() { WITHDRAWAL_NS } else { 0 };
                 self.stop_ns = Some(now_ns() + patience_ns);
             }
             Order::Reload => {
+                self.supervisor.tell(Word::Reloading);
                 if let Err(error) = self.read_again() {
                     error!("the configuration that is running stays: {error}");
+                    self.supervisor.tell(Word::Ready);
                 }
             }
         }
@@ -230,5 +239,6 @@ impl<'o> Agent<'o> {
         self.edges.check(new.checks);
         self.edges.announce(&self.core);
         info!(config = %self.options.config.display(), "configuration reloaded");
+        self.supervisor.tell(Word::Ready);
     }
 }

@@ -34,6 +34,7 @@ use crate::{
         datapath::{self, DatapathError, Entry},
         egress,
         netlink::Netlink,
+        supervisor::{Supervisor, Word},
     },
 };
 
@@ -98,6 +99,8 @@ async fn attached(options: &Options, report: impl Fn(&[Count])) -> anyhow::Resul
     let link = attach::attach_unpinned(&mut netlink, &options.interface, program, options.mode)?;
     println!("ready");
     std::io::stdout().flush()?;
+    let supervisor = Supervisor::new()?;
+    supervisor.tell(Word::Ready);
     loop {
         tokio::select! {
             _ = ask.recv() => report(&counters.read()?),

@@ -28,6 +28,7 @@ pub mod rehearsal;
 pub mod removal;
 pub mod sessions;
 pub mod state;
+pub mod supervisor;
 pub mod sweep;
 pub mod tables;
 pub mod upgrade;

@@ -6,6 +6,7 @@ mod joiner;
 mod kernel;
 mod liveness;
 mod machine;
+mod package;
 mod replication;
 mod shows;
 mod survival;
@@ -53,6 +54,11 @@ pub const ROWS: &[Row] = &[
         name: "false-alarms",
         what: "10 minutes with 32 busy processes a CPU and 1 % loss between members",
         run: liveness::false_alarms,
+    },
+    Row {
+        name: "package",
+        what: "the Debian package on three hosts with systemd under 1,000 connections: installed, upgraded, restarted, removed",
+        run: package::run,
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row {

@@ -21,6 +21,7 @@ pub mod passthrough;
 pub mod population;
 pub mod run;
 pub mod server;
+pub mod system;
 pub mod tables;
 pub mod topology;
 pub mod traffic;

@@ -3,6 +3,7 @@
 //! Words go to stderr, so that what the started programs print on stdout can be piped. Exit codes: 0 done, 1 something
 //! failed, 2 usage; `run`, `demo`, `bench`, `sim` and `accept` end with the exit code of the program that they start.
 mod ci;
+mod deb;
 mod fuzz;
 mod launch;
 mod setup;
@@ -120,6 +121,16 @@ Examples:
         #[arg(long, value_name = "N", default_value_t = 60)]
         seconds: u64,
     },
+    /// Build the package for Debian: the program, its units, manual pages, completions, an example configuration
+    #[command(before_long_help = "\
+Examples:
+  cargo xtask deb
+  sudo apt install $(cargo xtask deb)")]
+    Deb {
+        /// The package's version, if not the program's
+        #[arg(long, value_name = "VERSION")]
+        package_version: Option<String>,
+    },
     /// All that must hold before a change is merged: formatting, lints, documentation, tests, a short search by the fuzzer, a short demo, a short benchmark
     #[command(before_long_help = "Examples:\n  cargo xtask ci")]
     Ci,
@@ -168,6 +179,7 @@ fn perform(task: Task) -> Result<ExitCode> {
             tiers::run(&root, tier.as_deref(), &filter)
         }
         Task::Fuzz { what, seconds } => fuzz::run(&root, what, seconds),
+        Task::Deb { package_version } => deb::run(&root, package_version.as_deref()),
         Task::Ci => ci::run(&root),
     }
 }

@@ -3,7 +3,7 @@
 //! What is there is found by looking at files, so a second run costs a fraction of a second and no network.
 use std::env;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -19,6 +19,9 @@ const LINTER_PACKAGE: &str = "rust-web-clippy";
 
 /// The other way to a compiler, outside Debian.
 const NIGHTLY: &str = "rustup toolchain install nightly --component rust-src";
+
+/// What packs packages.
+const CARGO_DEB_VERSION: &str = "3.8.0";
 
 /// Programs that the demo and the privileged tests start, and the packages that hold them.
 const LAB_PROGRAMS: [(&str, &str); 8] = [
@@ -123,6 +126,18 @@ fn install_linker(root: &Path, missing: &Missing, apt: &mut Apt) -> Result<()> {
     let took = step::run(&mut cargo)?;
     eprintln!("built in {} s", took.as_secs());
     Ok(())
+}
+
+/// The program that packs packages, built if it is not there.
+pub(crate) fn cargo_deb(root: &Path) -> Result<PathBuf> {
+    let tools = toolchain::tools_dir(root);
+    let program = tools.join("bin").join("cargo-deb");
+    if !program.is_file() {
+        step::heading(&format!("Building cargo-deb {CARGO_DEB_VERSION} into {}", tools.display()));
+        let mut cargo = step::cargo(root, "install");
+        step::run(cargo.args(["cargo-deb", "--locked", "--version", CARGO_DEB_VERSION, "--root"]).arg(&tools))?;
+    }
+    Ok(program)
 }
 
 /// Debian's package manager.

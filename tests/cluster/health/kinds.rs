@@ -86,12 +86,15 @@ fn fails_by(health: &'static str, faults: &[(&str, &str)]) {
 #[test]
 fn http() {
     let health = r#"{ type = "http", port = 8081, path = "/alive", host = "health.example", status = "200-203", body = "all is well", interval = "100ms", timeout = "400ms", rise = 1, fall = 2 }"#;
-    fails_by(health, &[
-        ("broken", "status 503"),
-        ("other status", "status 204"),
-        ("other text", "does not contain"),
-        ("silent", "no answer within"),
-    ]);
+    fails_by(
+        health,
+        &[
+            ("broken", "status 503"),
+            ("other status", "status 204"),
+            ("other text", "does not contain"),
+            ("silent", "no answer within"),
+        ],
+    );
 }
 
 #[test]
