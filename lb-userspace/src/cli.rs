@@ -31,6 +31,7 @@ mod status;
 mod table;
 #[cfg(test)]
 mod tests;
+mod top;
 
 pub use failure::{Exit, Failure};
 
@@ -43,7 +44,9 @@ pub use failure::{Exit, Failure};
     before_long_help = "\
 Examples:
   tandem                                                     how is this member? (= tandem status)
+  tandem top                                                 what happens a second
   tandem get flows --vip 203.0.113.10:80                     who is connected
+  tandem get drops                                           what is dropped, why, and what to do
   tandem explain 198.51.100.7:40000 203.0.113.10:80          where does this flow go, and why
   tandem config check                                        everything that is wrong with the configuration
   tandem cluster keygen                                      a new key for this member
@@ -72,6 +75,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Status(status::Arguments),
+    Top(top::Arguments),
     Get(get::Arguments),
     Metrics(metrics::Arguments),
     Explain(explain::Arguments),
@@ -94,6 +98,7 @@ pub fn main() -> ExitCode {
     let result = match cli.command {
         None => status::run(&cli.status),
         Some(Command::Status(arguments)) => status::run(&arguments),
+        Some(Command::Top(arguments)) => top::run(&arguments),
         Some(Command::Get(arguments)) => get::run(&arguments),
         Some(Command::Metrics(arguments)) => metrics::run(&arguments),
         Some(Command::Explain(arguments)) => explain::run(&arguments),
@@ -117,11 +122,15 @@ pub fn main() -> ExitCode {
 
 /// Prints data. A reader that has seen enough (`| head`) is no error.
 fn print(data: &str) -> Result<(), Failure> {
+    is_read(data).map(drop)
+}
+
+/// Prints data; whether somebody goes on reading.
+fn is_read(data: &str) -> Result<bool, Failure> {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(data.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(Failure::new(Exit::Failed, format!("writing to stdout: {error}")))
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(Failure::new(Exit::Failed, format!("writing to stdout: {error}"))),
     }
 }

@@ -11,17 +11,25 @@ use crate::{
     pinned::{self, Pinned},
 };
 
+/// Where to look, and how to print.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Place {
+    #[command(flatten)]
+    place: Where,
+    /// What to print
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+/// Where to look.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Where {
     /// Pin directory of the member
     #[arg(long, value_name = "DIR", default_value = pinned::DEFAULT_DIRECTORY)]
     pin_dir: PathBuf,
     /// Configuration file to take names from; without it things are called by id and address
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     config: PathBuf,
-    /// What to print
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
-    output: Output,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,9 +38,11 @@ pub(super) enum Output {
     Table,
     /// Stable field names for programs
     Json,
+    /// The same as YAML
+    Yaml,
 }
 
-impl Place {
+impl Where {
     pub(super) fn open(&self) -> Result<Pinned, Failure> {
         Ok(Pinned::open(&self.pin_dir)?)
     }
@@ -40,8 +50,23 @@ impl Place {
     pub(super) fn names(&self) -> Names {
         Names::load(&self.config)
     }
+}
 
-    /// Prints `facts` as JSON, or what `text` makes of them.
+impl Place {
+    pub(super) fn open(&self) -> Result<Pinned, Failure> {
+        self.place.open()
+    }
+
+    pub(super) fn names(&self) -> Names {
+        self.place.names()
+    }
+
+    /// Whether no person reads it.
+    pub(super) fn is_for_programs(&self) -> bool {
+        self.output != Output::Table
+    }
+
+    /// Prints `facts` as JSON or YAML, or what `text` makes of them.
     pub(super) fn print<T: Serialize + ?Sized>(
         &self,
         facts: &T,
@@ -52,18 +77,26 @@ impl Place {
 }
 
 impl Output {
-    /// Prints `facts` as JSON, or what `text` makes of them.
+    /// Prints `facts` as JSON or YAML, or what `text` makes of them.
     pub(super) fn print<T: Serialize + ?Sized>(
         self,
         facts: &T,
         text: impl FnOnce(&T) -> String,
     ) -> Result<(), Failure> {
-        match self {
-            Self::Table => print(&text(facts)),
-            Self::Json => {
-                let json = serde_json::to_string_pretty(facts).expect("facts have string keys and no fallible types");
-                print(&format!("{json}\n"))
-            }
-        }
+        print(&match self {
+            Self::Table => text(facts),
+            Self::Json => to_json(facts),
+            Self::Yaml => to_yaml(facts),
+        })
     }
+}
+
+/// `facts` as JSON for people and programs.
+pub(super) fn to_json<T: Serialize + ?Sized>(facts: &T) -> String {
+    serde_json::to_string_pretty(facts).expect("facts have string keys and no fallible types") + "\n"
+}
+
+/// The same as YAML.
+pub(super) fn to_yaml<T: Serialize + ?Sized>(facts: &T) -> String {
+    serde_saphyr::to_string(&facts).expect("facts have string keys and no fallible types")
 }

@@ -19,17 +19,43 @@ impl Table {
         self.rows.push(cells.to_vec());
     }
 
+    /// Adds a last column; `cells` has one for each row.
+    pub(super) fn column(&mut self, header: &'static str, cells: impl IntoIterator<Item = String>) {
+        self.headers.push(header);
+        for (row, cell) in self.rows.iter_mut().zip(cells) {
+            row.push(if cell.is_empty() { "-".to_owned() } else { cell });
+        }
+    }
+
+    /// Its rows, of as many cells as there are headers.
+    pub(super) fn rows(&self) -> &[Vec<String>] {
+        &self.rows
+    }
+
+    /// Its headers.
+    pub(super) fn headers(&self) -> Vec<String> {
+        self.headers.iter().map(|header| (*header).to_owned()).collect()
+    }
+
+    /// Whether a column is aligned to the right.
+    pub(super) fn is_right(&self, column: usize) -> bool {
+        self.right.contains(&column)
+    }
+
+    /// Characters that each column takes, its header among them.
+    pub(super) fn widths(&self) -> Vec<usize> {
+        widths(self.headers.len(), std::iter::once(&self.headers()).chain(&self.rows))
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
     /// The lines, headers first if they are wanted.
     pub(super) fn render(&self, with_headers: bool) -> String {
-        let headers: Vec<String> = self.headers.iter().map(|header| (*header).to_owned()).collect();
+        let headers = self.headers();
         let lines = || with_headers.then_some(&headers).into_iter().chain(&self.rows);
-        let width =
-            |column: usize| lines().filter_map(|cells| cells.get(column)).map(|cell| cell.chars().count()).max();
-        let widths: Vec<usize> = (0..headers.len()).map(|column| width(column).unwrap_or(0)).collect();
+        let widths = widths(headers.len(), lines());
         lines().map(|cells| self.line(cells, &widths)).collect()
     }
 
@@ -39,4 +65,13 @@ impl Table {
         });
         format!("{}\n", aligned.collect::<Vec<_>>().join("  ").trim_end())
     }
+}
+
+fn widths<'a>(columns: usize, lines: impl Iterator<Item = &'a Vec<String>>) -> Vec<usize> {
+    lines.fold(vec![0; columns], |mut widths, cells| {
+        for (width, cell) in widths.iter_mut().zip(cells) {
+            *width = cell.chars().count().max(*width);
+        }
+        widths
+    })
 }

@@ -275,3 +275,13 @@ fn completions_and_pages_know_every_command() {
     let check = page("tandem-config-check.1").unwrap();
     assert!(check.contains("\\-\\-elsewhere") && check.contains("EXAMPLES\n.nf\n  tandem config check"), "{check}");
 }
+
+#[test]
+fn yaml_says_what_json_says() {
+    let status = judged(&readings());
+    let read: serde_json::Value = serde_saphyr::from_str(&place::to_yaml(&status)).unwrap();
+    assert_eq!(read, serde_json::to_value(&status).unwrap());
+    let drops = crate::inspect::advice::drops(&readings());
+    let read: serde_json::Value = serde_saphyr::from_str(&place::to_yaml(&drops)).unwrap();
+    assert_eq!(read, serde_json::to_value(&drops).unwrap());
+}

@@ -3,7 +3,12 @@
 use std::{io, path::Path, time::Duration};
 
 use http_body_util::{BodyExt as _, Full};
-use hyper::{Method, Request, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
@@ -65,7 +70,50 @@ pub fn ask<T: DeserializeOwned>(
     serde_json::from_slice(answer).map_err(|error| AskError::Strange { path: path(), error: error.to_string() })
 }
 
+/// Reads a resource of newline-delimited JSON, and calls `each` for every line until it returns false.
+///
+/// # Errors
+/// Without an agent, or when it refuses.
+pub fn lines<T: DeserializeOwned>(
+    socket: &Path,
+    resource: &str,
+    mut each: impl FnMut(T) -> bool,
+) -> Result<(), AskError> {
+    let path = || socket.display().to_string();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| AskError::Unreachable { path: path(), error })?;
+    let strange = |error: String| AskError::Strange { path: path(), error };
+    runtime.block_on(async {
+        let late = || AskError::Unreachable { path: path(), error: io::ErrorKind::TimedOut.into() };
+        let asked = timeout(PATIENCE, send(socket, Method::GET, resource, Vec::new())).await;
+        let mut response = asked.map_err(|_elapsed| late())??;
+        if !response.status().is_success() {
+            return Err(AskError::Refused(format!("status {}", response.status())));
+        }
+        let mut text = Vec::new();
+        while let Some(frame) = response.frame().await {
+            text.extend(frame.map_err(|error| strange(error.to_string()))?.into_data().unwrap_or_default());
+            while let Some(end) = text.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = text.drain(..=end).collect();
+                if !each(serde_json::from_slice(&line).map_err(|error| strange(error.to_string()))?) {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 async fn exchange(socket: &Path, method: Method, resource: &str, body: Vec<u8>) -> Result<(u16, Bytes), AskError> {
+    let response = send(socket, method, resource, body).await?;
+    let status = response.status().as_u16();
+    let body = response.into_body().collect().await;
+    let body =
+        body.map_err(|error| AskError::Strange { path: socket.display().to_string(), error: error.to_string() })?;
+    Ok((status, body.to_bytes()))
+}
+
+async fn send(socket: &Path, method: Method, resource: &str, body: Vec<u8>) -> Result<Response<Incoming>, AskError> {
     let path = || socket.display().to_string();
     let stream = UnixStream::connect(socket).await.map_err(|error| AskError::Unreachable { path: path(), error })?;
     let strange = |error: hyper::Error| AskError::Strange { path: path(), error: error.to_string() };
@@ -78,8 +126,5 @@ async fn exchange(socket: &Path, method: Method, resource: &str, body: Vec<u8>) 
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body)))
         .map_err(|error| AskError::Strange { path: path(), error: error.to_string() })?;
-    let response = sender.send_request(request).await.map_err(strange)?;
-    let status = response.status().as_u16();
-    let body = response.into_body().collect().await.map_err(strange)?.to_bytes();
-    Ok((status, body))
+    sender.send_request(request).await.map_err(strange)
 }

@@ -6,7 +6,7 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{ConnectInfo, State, connect_info::Connected},
-    http::{StatusCode, header},
+    http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
     serve::IncomingStream,
@@ -159,8 +159,9 @@ async fn metrics_now(State(agent): State<Agent>) -> Result<impl IntoResponse, De
     Ok(([(header::CONTENT_TYPE, CONTENT_TYPE)], text))
 }
 
-/// The past, then what comes. A listener that falls behind is told how much it missed.
-async fn events(State(agent): State<Agent>) -> impl IntoResponse {
+/// The past, then what comes, unless `follow=false`. A listener that falls behind is told how much it missed.
+async fn events(State(agent): State<Agent>, uri: Uri) -> impl IntoResponse {
+    let is_followed = uri.query() != Some("follow=false");
     let (past, mut news) = agent.journal.listen();
     let (lines, written) = mpsc::channel::<Bytes>(16);
     tokio::spawn(async move {
@@ -168,6 +169,9 @@ async fn events(State(agent): State<Agent>) -> impl IntoResponse {
             if lines.send(line(&event)).await.is_err() {
                 return;
             }
+        }
+        if !is_followed {
+            return;
         }
         loop {
             let event = match news.recv().await {

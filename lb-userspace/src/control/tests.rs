@@ -60,6 +60,21 @@ fn orders_are_answered_or_refused_with_a_reason() {
     assert!(nonsense.unwrap_err().to_string().contains("nothing was changed"));
     assert!(ask::<Node>(&socket, Method::GET, "/v2", None::<&()>).is_err());
 
+    let mut past = Vec::new();
+    client::lines(&socket, "/v1/events?follow=false", |event: EventLine| {
+        past.push(event.text);
+        true
+    })
+    .unwrap();
+    assert_eq!(past, ["something"]);
+    let mut seen = 0;
+    client::lines(&socket, "/v1/events", |_: EventLine| {
+        seen += 1;
+        false
+    })
+    .unwrap();
+    assert_eq!(seen, 1);
+
     let mut events = UnixStream::connect(&socket).unwrap();
     events.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     io::Write::write_all(&mut events, b"GET /v1/events HTTP/1.1\r\nHost: tandem\r\n\r\n").unwrap();
