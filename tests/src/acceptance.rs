@@ -7,6 +7,7 @@ mod kernel;
 mod liveness;
 mod machine;
 mod package;
+mod page;
 mod replication;
 mod shows;
 mod survival;
@@ -59,6 +60,11 @@ pub const ROWS: &[Row] = &[
         name: "package",
         what: "the Debian package on three hosts with systemd under 1,000 connections: installed, upgraded, restarted, removed",
         run: package::run,
+    },
+    Row {
+        name: "getting-started",
+        what: "the getting-started page, followed to the letter on five empty hosts",
+        run: page::run,
     },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row {

@@ -15,6 +15,8 @@ use crate::{command, interrupt, netns::Namespace, run::Run};
 /// Boots in two seconds on an idle machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(60);
 
+const SYSTEMD: &str = "/lib/systemd/systemd";
+
 /// What would reach beyond the host that is being pretended: kernel parameters, modules, devices.
 const MASKED: [&str; 10] = [
     "systemd-sysctl.service",
@@ -77,6 +79,7 @@ impl System {
     /// # Errors
     /// systemd does not come up; with what it said.
     pub fn boot(run: &Run, name: &str, network: &Namespace) -> Result<Self> {
+        ensure!(Path::new(SYSTEMD).is_file(), "there is no {SYSTEMD} on this machine: `apt-get install systemd`");
         let directory = run.files().join(format!("{name}.system"));
         fs::create_dir(&directory).with_context(|| format!("cannot make {}", directory.display()))?;
         let cgroup = cgroups()?.join(format!("tandem-{}-{name}", run.prefix()));
@@ -104,6 +107,11 @@ impl System {
         let outer = self.outer.id();
         let children = fs::read_to_string(format!("/proc/{outer}/task/{outer}/children")).ok()?;
         children.split_whitespace().next()?.parse().ok()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// A command on this host.

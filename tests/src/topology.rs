@@ -121,6 +121,19 @@ impl Topology {
         Ok(host)
     }
 
+    /// Adds server `number` at 10.0.2.(10 + number), which nobody has set up.
+    pub fn add_empty_server(&self, number: u8) -> Result<Host> {
+        let host = self.add_host(format!("web-{number}"), 2, number)?;
+        // As hosts are addressed that are not of this lab: one whose address has a peer answers no ARP once `arp_ignore` is 1.
+        let Host { address, .. } = &host;
+        host.namespace.ip(&[
+            &format!("addr flush dev {INTERFACE} scope global"),
+            &format!("addr add {address}/24 dev {INTERFACE}"),
+            &format!("route add default via 10.0.2.1 dev {INTERFACE}"),
+        ])?;
+        Ok(host)
+    }
+
     /// Adds server `number` at 10.0.2.(10 + number), with the VIPs on its loopback.
     pub fn add_server(&self, number: u8) -> Result<Host> {
         let host = self.add_host(format!("web-{number}"), 2, number)?;

@@ -24,7 +24,7 @@ const NIGHTLY: &str = "rustup toolchain install nightly --component rust-src";
 const CARGO_DEB_VERSION: &str = "3.8.0";
 
 /// Programs that the demo and the privileged tests start, and the packages that hold them.
-const LAB_PROGRAMS: [(&str, &str); 8] = [
+const LAB_PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("ethtool", "ethtool"),
     ("nft", "nftables"),
@@ -33,6 +33,7 @@ const LAB_PROGRAMS: [(&str, &str); 8] = [
     ("bird", "bird2"),
     ("python3", "python3"),
     ("openssl", "openssl"),
+    ("curl", "curl"),
 ];
 
 /// Sets up what building takes.
