@@ -9,6 +9,7 @@ mod machine;
 mod package;
 mod page;
 mod replication;
+mod seeing;
 mod shows;
 mod survival;
 
@@ -66,6 +67,7 @@ pub const ROWS: &[Row] = &[
         what: "the getting-started page, followed to the letter on five empty hosts",
         run: page::run,
     },
+    Row { name: "status", what: "`status` and metrics of a member with 1,000,000 flows", run: seeing::status },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row {
         name: "replication",
