@@ -11,6 +11,7 @@ use clap::{Parser, Subcommand};
 
 mod announce;
 mod backend;
+mod bugreport;
 mod cluster;
 mod completions;
 mod config;
@@ -88,6 +89,7 @@ enum Command {
     Run(run::Arguments),
     Decap(decap::Arguments),
     Doctor(doctor::Arguments),
+    Bugreport(bugreport::Arguments),
     Completions(completions::Arguments),
     Man(man::Arguments),
 }
@@ -111,6 +113,7 @@ pub fn main() -> ExitCode {
         Some(Command::Run(arguments)) => run::run(&arguments),
         Some(Command::Decap(arguments)) => decap::run(&arguments),
         Some(Command::Doctor(arguments)) => doctor::run(&arguments),
+        Some(Command::Bugreport(arguments)) => bugreport::run(&arguments),
         Some(Command::Completions(arguments)) => completions::run(&arguments),
         Some(Command::Man(arguments)) => man::run(&arguments),
     };

@@ -74,3 +74,36 @@ fn a_member_drained_by_hand_is_safe_to_switch_off() {
     let unreachable = tandem(&cluster.members[0], &["node", "drain"]);
     assert_eq!(unreachable.status.code(), Some(3), "{}", String::from_utf8_lossy(&unreachable.stderr));
 }
+
+#[test]
+fn a_bug_report_holds_what_somebody_needs_who_was_not_there_and_no_key() {
+    let cluster = cluster_with(2, "owner");
+    let member = &cluster.members[0];
+    let file = member.state().join("report.tar.gz");
+    let report = || {
+        let mut command = member.host.namespace.command(tests::member::binary().unwrap());
+        command.arg("bugreport").arg(&file).arg("--config").arg(member.config()).arg("--pin-dir").arg(member.pins());
+        command.output().unwrap()
+    };
+    let output = report();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let unpack = |arguments: &[&str]| {
+        let mut tar = std::process::Command::new("tar");
+        let output = tar.args(arguments).arg("-f").arg(&file).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let names = unpack(&["-t", "-z"]);
+    for name in ["status.json", "members.json", "datapath.json", "tandem.toml", "host/routes.txt", "left-out.txt"] {
+        assert!(names.lines().any(|line| line.ends_with(&format!("/{name}"))), "no {name} in\n{names}");
+    }
+    let all = unpack(&["-x", "-z", "-O"]);
+    assert!(all.contains("\"incarnation\"") && all.contains("10.0.1.11"));
+    for key in [cluster.config.key_file.clone(), member.state().join("member.key")] {
+        let secret = std::fs::read_to_string(key).unwrap();
+        let words = secret.lines().filter(|line| !line.starts_with('#')).map(str::trim);
+        assert!(words.filter(|word| word.len() > 16).all(|word| !all.contains(word)), "a key is in the report");
+    }
+    // What is there is not replaced.
+    assert_eq!(report().status.code(), Some(1));
+}
