@@ -67,6 +67,11 @@ pub const ROWS: &[Row] = &[
         what: "the getting-started page, followed to the letter on five empty hosts",
         run: page::run,
     },
+    Row {
+        name: "rest",
+        what: "three agents at rest: 100 services of 3 backends, each checked every 2 s, for a minute",
+        run: seeing::rest,
+    },
     Row { name: "status", what: "`status` and metrics of a member with 1,000,000 flows", run: seeing::status },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
     Row {
