@@ -1,13 +1,16 @@
 //! What members find of the backends, and what the cluster makes of it: `docs/design/0014-health.md`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use lb_common::{address::Address, hash::siphash13, maps::BACKENDS_MAX, service::ServiceKey, target::TARGET_DOWN};
 
 use super::{
     Adopted, Core, Session,
     event::Event,
-    link::{Link, Stage},
+    link::{Link, Stage, nanos},
     view::{AllDown, Service},
     wire::{CONDITION_MAX, Condition, Frame, Opinion, Register},
 };
@@ -16,6 +19,10 @@ use super::{
 const SINCE: u8 = 3;
 /// Conditions that are held, those of backends that are not configured here included.
 const HELD_MAX: usize = 2 * BACKENDS_MAX as usize;
+
+/// After a member has decided, the one whose place it is looks again: so two who both take it for theirs, and see others,
+/// contradict each other once a second at most.
+const SECOND_LOOK: Duration = Duration::from_secs(1);
 
 /// A backend of a VIP, on the wire.
 pub type BackendId = u64;
@@ -44,6 +51,8 @@ pub(crate) struct Conditions {
     due: BTreeSet<BackendId>,
     /// The members that were asked last, as a mask; all is due when others are.
     voters: u64,
+    /// When all is due again: somebody has decided, and may have heard less than the others.
+    second_look_at: Option<u64>,
 }
 
 #[derive(Clone, Copy)]
@@ -268,6 +277,11 @@ impl Core {
                 continue;
             }
             has_changed = true;
+            match condition.register {
+                Register::Down => _ = self.conditions.second_look_at.get_or_insert(now + nanos(SECOND_LOOK)),
+                // One that was kept because no other was left may go once another takes new flows again.
+                Register::Drained => self.reconsider_beside(condition.backend),
+            }
             for link in self.links.values_mut().filter(|link| link.speaks_of_conditions()) {
                 link.hearsay.owed_conditions.insert((condition.backend, condition.register));
             }
@@ -323,7 +337,8 @@ impl Core {
     pub(crate) fn decide(&mut self, now: u64, peers: &[u8], is_its_place: bool) {
         let asked = peers.iter().fold(0, |mask, id| mask | lb_common::rank::bit(*id));
         let conditions = &mut self.conditions;
-        if conditions.voters != asked {
+        let is_second_look = conditions.second_look_at.take_if(|at| *at <= now).is_some();
+        if conditions.voters != asked || is_second_look {
             conditions.voters = asked;
             conditions.due = conditions.places.keys().copied().collect();
         }
@@ -358,14 +373,17 @@ impl Core {
         };
         let changes: Vec<Condition> = changes.iter().map(condition).collect();
         // Those that were kept because no other was left may go once another is back.
-        for change in &changes {
-            let Some(place) = self.conditions.places.get(&change.backend) else { continue };
-            let service = &self.view.services[place.service];
-            let vip = &service.vips[place.vip];
-            let others = service.backends.iter().map(|backend| backend_id(vip, &backend.address));
-            self.conditions.due.extend(others);
-        }
+        changes.iter().for_each(|change| self.reconsider_beside(change.backend));
         self.take_conditions(now, &changes);
+    }
+
+    /// All backends of the VIP that has this one are to be decided anew.
+    fn reconsider_beside(&mut self, backend: BackendId) {
+        let Some(place) = self.conditions.places.get(&backend) else { return };
+        let service = &self.view.services[place.service];
+        let vip = &service.vips[place.vip];
+        let all = service.backends.iter().map(|backend| backend_id(vip, &backend.address));
+        self.conditions.due.extend(all);
     }
 
     /// Whether the service has another backend that takes new flows.

@@ -99,6 +99,37 @@ fn the_last_backend_stays_or_goes_as_configured() {
 }
 
 #[test]
+fn a_backend_that_was_kept_goes_when_another_is_no_longer_drained() {
+    let mut net = cluster(1, AllDown::Keep);
+    net.input(1, Input::DrainBackend { backend: "web-2".into(), service: None, drain: true });
+    net.run(S);
+    says(&mut net, 1, 1, false);
+    net.run(S);
+    assert!(all_use(&net, 1..=1, &[1]), "the last that takes new flows stays");
+    net.input(1, Input::DrainBackend { backend: "web-2".into(), service: None, drain: false });
+    net.run(S);
+    assert!(all_use(&net, 1..=1, &[2]));
+}
+
+#[test]
+fn a_member_that_hears_nobody_for_a_moment_takes_no_backend_out_for_good() {
+    let mut net = cluster(3, AllDown::Keep);
+    for id in 1..=3 {
+        says(&mut net, id, 1, id != 3);
+    }
+    net.cut.extend([(1, 3), (2, 3)]);
+    net.run(600 * MS);
+    assert_eq!(
+        net.reports(3, |event| matches!(event, Event::Backend { is_down: true, .. })),
+        1,
+        "alone it decides alone"
+    );
+    net.cut.clear();
+    net.run(5 * S);
+    assert!(all_use(&net, 1..=3, &[1, 2]));
+}
+
+#[test]
 fn an_operator_drains_a_backend_at_one_member_and_all_follow() {
     let mut net = Net::new(3);
     let order = |drain| Input::DrainBackend { backend: "web-1".into(), service: None, drain };
