@@ -17,7 +17,7 @@ use super::{
 
 /// The version of the protocol that conditions came with.
 const SINCE: u8 = 3;
-/// Conditions that are held, those of backends that are not configured here included.
+/// Conditions that are held, and opinions of one peer, those of backends that are not configured here included.
 const HELD_MAX: usize = 2 * BACKENDS_MAX as usize;
 
 /// After a member has decided, the one whose place it is looks again: so two who both take it for theirs, and see others,
@@ -260,9 +260,12 @@ impl Core {
     pub(crate) fn heard_opinions(&mut self, now: u64, session: Session, opinions: &[Opinion]) {
         let Some(link) = self.links.get_mut(&session) else { return };
         for opinion in opinions {
-            // No more than there are backends here: others mean nothing here.
-            if self.conditions.places.contains_key(&opinion.backend) {
+            let is_here = self.conditions.places.contains_key(&opinion.backend);
+            // Of backends that are configured there already, and here soon; it is said once.
+            if is_here || link.hearsay.opinions.len() < HELD_MAX {
                 link.hearsay.opinions.insert(opinion.backend, opinion.is_up);
+            }
+            if is_here {
                 self.conditions.due.insert(opinion.backend);
             }
         }

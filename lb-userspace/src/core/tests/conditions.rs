@@ -130,6 +130,19 @@ fn a_member_that_hears_nobody_for_a_moment_takes_no_backend_out_for_good() {
 }
 
 #[test]
+fn an_opinion_of_a_backend_that_is_not_configured_here_yet_counts_once_it_is() {
+    let mut net = cluster(2, AllDown::Keep);
+    let add = |view: &mut View| view.services[0].backends.push(backend(3));
+    configure(&mut net, 2, add);
+    says(&mut net, 2, 3, false);
+    net.run(S);
+    configure(&mut net, 1, add);
+    says(&mut net, 1, 3, false);
+    net.run(S);
+    assert!(all_use(&net, 1..=2, &[1, 2]));
+}
+
+#[test]
 fn an_operator_drains_a_backend_at_one_member_and_all_follow() {
     let mut net = Net::new(3);
     let order = |drain| Input::DrainBackend { backend: "web-1".into(), service: None, drain };
