@@ -49,6 +49,10 @@ pub(crate) enum Happening {
     Configure { member: u8, version: usize },
     /// The router learns whether it can use a member.
     Route { member: u8, usable: bool },
+    /// Something befalls a server.
+    Befall,
+    /// An agent's checks look at all servers.
+    Check { member: u8, run: u64 },
     /// The oracle looks at all tables.
     Inspect,
 }

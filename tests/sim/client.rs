@@ -50,6 +50,8 @@ pub(crate) struct Client {
     /// Whether its data comes in fragments.
     splits: bool,
     stamp: u32,
+    /// Whether a SYN, be it an attacker's, has taken the tuple elsewhere while its server was down.
+    pub(crate) is_let_go: bool,
 }
 
 /// Where a connection is in its life.
@@ -123,6 +125,7 @@ impl World {
             left: if lasting { u32::MAX } else { self.rng.between(1, 12) as u32 },
             gap: self.rng.between(5 * MS, self.plan.gap_max),
             stamp: 0,
+            is_let_go: false,
         };
         self.clients.insert(id, client);
         self.client_timer(id, 0);

@@ -9,7 +9,7 @@ use lb_common::{
 };
 use lb_userspace::core::{Key, View, view};
 
-use crate::{faults::FIRST_BY, member::named, mutation::Mutation, time::S, world::World};
+use crate::{faults::FIRST_BY, health::name, member::named, mutation::Mutation, time::S, world::World};
 
 /// Networks (RFC 5737): three bytes of their IPv4 addresses, and of their IPv6 addresses below 2001:db8::/32.
 pub(crate) const VIPS: Network = [203, 0, 113];
@@ -98,21 +98,21 @@ impl World {
             .backends
             .iter()
             .map(|backend| view::Backend {
-                name: format!("server-{}", backend.address[15]),
+                name: name(backend.address),
                 address: backend.address,
                 weight: 100,
                 drain: backend.drain,
                 down: false,
             })
             .collect();
-        let service = |name: &str, vip, protocol| view::Service {
+        let service = |name: &str, vip, protocol, checked| view::Service {
             name: name.into(),
             vips: [false, true].map(|is_v6| service_key(is_v6, vip, protocol)).to_vec(),
             backends: backends.clone(),
             affinity: self.plan.affinity,
             echo: true,
             idle_timeout: None,
-            checked: None,
+            checked,
         };
         let is_drained = |id: &u8| cluster.drained.contains(id) && self.mutation != Mutation::DrainsNothing;
         let takes_over_at_once = self.mutation == Mutation::TakesOverAtOnce;
@@ -134,7 +134,10 @@ impl World {
             grace: self.plan.grace,
             takeover_after: if takes_over_at_once { Duration::ZERO } else { self.plan.takeover_after },
             budgets: self.plan.budgets,
-            services: vec![service("web", WEB, self.plan.protocol), service("dns", DNS, UDP)],
+            services: vec![
+                service("web", WEB, self.plan.protocol, self.health.checked),
+                service("dns", DNS, UDP, None),
+            ],
             limits: self.plan.limits,
         })
     }
@@ -147,6 +150,7 @@ impl World {
     /// The same, and member `first` is well ahead of the others.
     pub(crate) fn reconfigure_after(&mut self, cluster: Cluster, first: Option<u8>) {
         self.configs.push(cluster);
+        self.reconfigured = self.now + FIRST_BY + self.plan.skew;
         let version = self.configs.len() - 1;
         let members: Vec<u8> = self.hosts.keys().copied().collect();
         for member in members {

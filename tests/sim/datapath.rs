@@ -18,7 +18,7 @@ use lb_common::{
     ring::ring_slot,
     service::{Service, ServiceKey},
     steer::{self, Flows, Inserted, Tables, Verdict},
-    target::Target,
+    target::{TARGET_DOWN, Target},
 };
 use lb_userspace::core::{self, BackendSlot, Key, MapOp};
 use zerocopy::FromZeros;
@@ -238,6 +238,16 @@ impl Datapath {
     /// Whether `slot` is in service for the packets that pass here.
     pub(crate) fn is_in_service(&self, slot: u16) -> bool {
         self.backends.get(&slot).is_some_and(Target::is_in_service)
+    }
+
+    /// Whether the backend in `slot` is down: its flows stay, and a packet that may begin another takes the tuple elsewhere.
+    pub(crate) fn is_down(&self, slot: u16) -> bool {
+        self.backends.get(&slot).is_some_and(|target| target.state == TARGET_DOWN)
+    }
+
+    /// Whether a server is down for any VIP.
+    pub(crate) fn has_down(&self, server: Address) -> bool {
+        self.backends.values().any(|target| target.address == server && target.state == TARGET_DOWN)
     }
 
     /// How often what precedes an entry was written.

@@ -126,6 +126,7 @@ impl World {
                 Output::Report(event) => {
                     self.trace(|| format!("member {member}: {event}"));
                     self.note_epoch(member, &event);
+                    self.note_server(&event);
                 }
                 Output::Stopped => {
                     self.kill_agent(member);

@@ -1,6 +1,6 @@
 //! The flow table as the kernel keeps it: a preallocated hash whose elements are recycled at once. One for both families.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     flow::{FlowEntry, FlowKeyV4},
@@ -24,6 +24,8 @@ pub(crate) struct Elements {
     capacity: usize,
     /// The agent's read-modify-writes that are half done. (It does one at a time; which one makes no difference.)
     waiting: BTreeMap<Key, FlowEntry>,
+    /// Flows whose last packet was written into an element that the agent had just replaced: the entry does not show it.
+    overwritten: BTreeSet<Key>,
     /// Whose entry was deleted last, since somebody asked.
     removed: Option<Key>,
 }
@@ -39,6 +41,7 @@ impl Elements {
             free: (0..=capacity).rev().collect(),
             capacity,
             waiting: BTreeMap::new(),
+            overwritten: BTreeSet::new(),
             removed: None,
         }
     }
@@ -80,12 +83,17 @@ impl Elements {
 
     /// XDP's write into an element.
     pub(crate) fn touch(&mut self, at: usize, tag: u32, step: Lifecycle) {
-        let entry = &mut self.elements[at].1;
+        let (key, entry) = &mut self.elements[at];
         if entry.tag == tag {
             entry.last_seen = step.last_seen;
             entry.revision = step.revision;
             entry.state = step.state;
             entry.packets = step.packets;
+        }
+        if self.index.get(key) == Some(&at) {
+            self.overwritten.remove(key);
+        } else {
+            self.overwritten.insert(*key);
         }
     }
 
@@ -135,6 +143,11 @@ impl Elements {
         if let Some(entry) = self.waiting.remove(key) {
             self.replace(key, &entry);
         }
+    }
+
+    /// Whether the flow's entry does not show its last packet.
+    pub(crate) fn hides_last_packet(&self, key: &Key) -> bool {
+        self.overwritten.contains(key)
     }
 
     /// The agent died before it wrote.

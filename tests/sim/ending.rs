@@ -124,7 +124,10 @@ impl World {
             let found = union.get(&client.key).filter(|_| client.server.is_some_and(|server| self.is_newest(server)));
             let differs = |found: &Canonical| Some(found.backend) != client.server && self.is_newest(found.backend);
             // Nobody is bound by where a member that has no room for a flow delivers it.
-            found.is_some_and(differs) && client.delivered >= self.plan.healed_at && client.delivered_by != 0
+            found.is_some_and(differs)
+                && client.delivered >= self.plan.healed_at
+                && client.delivered_by != 0
+                && !client.is_let_go
         });
         if let Some(key) = misplaced.map(|client| client.key) {
             let found = union.get(&key);

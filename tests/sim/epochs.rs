@@ -135,7 +135,7 @@ impl World {
     }
 
     /// Whether all members, and all links between them, have been well.
-    fn is_well_since(&self, since: Ns) -> bool {
+    pub(crate) fn is_well_since(&self, since: Ns) -> bool {
         let members: Vec<&Host> = self.hosts.values().filter(|host| host.enlisted).collect();
         let reach = |one: &Host| members.iter().all(|other| self.network.worked_since(one.id, other.id, since));
         // Where probes are lost an agent that lives may be taken for dead, and is not waited for, or is for longer.
@@ -164,7 +164,10 @@ impl World {
         let goes_now = Before { tables: datapath.installed.clone(), backends: datapath.targets() }.server(&key);
         let grace = self.plan.grace.as_nanos() as Ns;
         // What it remembers of the tuple says more than a ring: somebody has begun anew with it.
-        (self.now + MARGIN < at + grace && goes_now != Some(server) && !datapath.remembers_syn(&key)).then_some(server)
+        // A server that is down is given nothing that is not known to be its own.
+        let is_down = datapath.has_down(server);
+        let is_elsewhere = goes_now != Some(server) && !datapath.remembers_syn(&key) && !is_down;
+        (self.now + MARGIN < at + grace && is_elsewhere).then_some(server)
     }
 
     /// A packet of a flow that nobody had to know of went to another server than `server`, which knows it.

@@ -103,7 +103,7 @@ const KINDS: [Kind; 32] = [
 ];
 
 /// Every fault that a long enough run must have seen.
-pub(crate) const FAULTS: [&str; 62] = [
+pub(crate) const FAULTS: [&str; 67] = [
     "agent killed",
     "agent paused",
     "datapath paused",
@@ -134,6 +134,11 @@ pub(crate) const FAULTS: [&str; 62] = [
     "backend added",
     "backend drained",
     "backend removed",
+    "server ill",
+    "server out of one member's reach",
+    "server taken out",
+    "server drained by hand",
+    "server no longer drained by hand",
     "member added",
     "member removed",
     "member drained",

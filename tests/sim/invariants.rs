@@ -60,6 +60,10 @@ pub(crate) enum Invariant {
     GraceTime,
     /// A flow's owners change only when one of them is gone.
     OwnersStay,
+    /// Members that are well know the same of each server, but for the moment of a change.
+    OneCondition,
+    /// Where all have been well for long, what most checks say of a server is so, and what an operator ordered.
+    MostChecksCount,
     /// Memory is bounded.
     Bounded,
     /// No member believes a record that its teller cannot have.
@@ -77,7 +81,7 @@ pub(crate) enum Invariant {
 impl Invariant {
     /// All of them.
     #[cfg(test)]
-    pub(crate) const ALL: [Self; 18] = [
+    pub(crate) const ALL: [Self; 20] = [
         Self::OneHandOff,
         Self::ProtectedFlow,
         Self::NoEviction,
@@ -90,6 +94,8 @@ impl Invariant {
         Self::OneEpoch,
         Self::GraceTime,
         Self::OwnersStay,
+        Self::OneCondition,
+        Self::MostChecksCount,
         Self::Bounded,
         Self::NoForgery,
         Self::Convergence,
@@ -170,8 +176,12 @@ impl World {
             self.stats.count("wrong server: the right one is out of service");
             return;
         }
-        // The network has hidden its packets from those who ask whether it still lives.
         let client = self.clients.get(&segment.conn);
+        if client.is_some_and(|client| client.is_let_go) {
+            self.stats.count("wrong server: the right one was down, and a SYN came");
+            return;
+        }
+        // The network has hidden its packets from those who ask whether it still lives.
         if client.is_some_and(|client| 4 * (self.now - client.delivered) >= 3 * self.plan.established()) {
             self.stats.count("wrong server: the flow was idle for its timeout");
             return;
@@ -386,7 +396,12 @@ impl World {
             let reaches = |host: &Host| self.network.worked_since(teller.id, host.id, told_since) && is_sound(host);
             is_sound(teller) && self.hosts.values().filter(|host| host.enlisted).all(reaches)
         });
-        let is_told = member == client.delivered_by || tells && timeout >= TELLABLE;
+        let is_hidden = self
+            .hosts
+            .get(&member)
+            .and_then(|host| host.datapath.as_ref())
+            .is_some_and(|datapath| datapath.flows.borrow().hides_last_packet(key));
+        let is_told = member == client.delivered_by && !is_hidden || tells && timeout >= TELLABLE;
         if is_told && idle < timeout / 4 && client.opened < since {
             self.violate(Invariant::NoEarlyExpiry, || {
                 format!("member {member} deletes {} after {} ms: {entry:?}", flow_name(key), idle / MS)

@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Scale, seed, and what it found.
-const KEPT: [(Scale, u64, &str); 44] = [
+const KEPT: [(Scale, u64, &str); 46] = [
     (Small, 22, "a marked packet went to a member whose agent had just started"),
     (Small, 77, "a member without an agent heard a peer whose maps were empty"),
     (Small, 84, "a marked packet went to a member whose agent was dead"),
@@ -59,6 +59,8 @@ const KEPT: [(Scale, u64, &str); 44] = [
     ),
     (Small, 2503112, "a probe that was lost on its way, and sent again by who saw it, was to count for nothing"),
     (Small, 2505229, "over links that lost packets members were to change their servers as fast as if all were well"),
+    (Small, 2510753, "the agent's write hid the only packet of a flow that had been idle, by its member's word"),
+    (Small, 2530237, "what a peer said of a server before it was configured here was forgotten, and never said again"),
 ];
 
 #[test]

@@ -18,6 +18,7 @@ mod ending;
 mod epochs;
 mod faults;
 mod freezes;
+mod health;
 mod invariants;
 #[cfg(test)]
 mod kept;

@@ -6,6 +6,7 @@ use lb_common::{
     address::Address,
     hash::{HashKey, mix},
     rank::bit,
+    service::ServiceKey,
 };
 use lb_userspace::core::{self, Core, Input, Key, wire};
 
@@ -87,6 +88,8 @@ pub(crate) struct Agent {
     pub(crate) started: Ns,
     /// What it knows of owners.
     pub(crate) ownership: Ownership,
+    /// What its checks have told the core of the servers of each VIP.
+    pub(crate) answers: BTreeMap<(ServiceKey, Address), bool>,
 }
 
 impl Host {
@@ -225,10 +228,14 @@ impl World {
             epochs: Epochs::default(),
             started: now,
             ownership: Ownership::default(),
+            answers: BTreeMap::new(),
         };
         host.agent = Some(agent);
         self.wake_at(member, now);
         self.agenda.plan(now, Happening::Sweep { member, run });
+        if self.health.checked.is_some() {
+            self.agenda.plan(now, Happening::Check { member, run });
+        }
         self.trace(|| format!("member {member}: agent starts, run {run}"));
     }
 

@@ -62,6 +62,10 @@ pub(crate) enum Mutation {
     TakesQuotesForPackets,
     /// What members say of epochs is lost: each changes its servers by itself, without acknowledgements.
     LosesStandings,
+    /// What members say of servers' conditions is lost.
+    LosesConditions,
+    /// What members say of their checks is lost.
+    LosesOpinions,
     /// After a change of servers unknown flows that go on follow the new ones at once.
     ForgetsGrace,
     /// Whoever is silent for a moment loses its flows.

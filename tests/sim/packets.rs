@@ -24,6 +24,12 @@ impl World {
         backend.is_some_and(|backend| self.configs.get(host.version).is_some_and(|cluster| cluster.serves(backend)))
     }
 
+    /// Whether a packet may take its flow from the backend in `slot`: that is down, and the packet may begin another flow.
+    fn lets_go(&self, member: u8, segment: &Segment, slot: u16) -> bool {
+        let datapath = self.hosts.get(&member).and_then(|host| host.datapath.as_ref());
+        segment.role == Role::Syn && datapath.is_some_and(|datapath| datapath.is_down(slot))
+    }
+
     /// A packet reaches a member's interface.
     pub(crate) fn packet_arrives(&mut self, member: u8, mut segment: Segment) {
         if self.waits_in_nic(member, || Happening::Packet { member, segment }) {
@@ -70,11 +76,14 @@ impl World {
         // What the agent wrote meanwhile is no packet's doing.
         let is_undisturbed = counts_now[INTERLEAVED] == before_counts[INTERLEAVED];
         if let (Some(before), Some(after)) = (before, after)
-            && is_undisturbed
             && before.backend != after.backend
-            && self.in_service(member, before.backend)
         {
-            self.violate(Invariant::SpoofHarmless, || format!("member {member} moved a flow: {before:?} to {after:?}"));
+            if self.lets_go(member, &segment, before.backend) {
+                self.clients.values_mut().filter(|client| client.key == key).for_each(|client| client.is_let_go = true);
+            } else if is_undisturbed && self.in_service(member, before.backend) {
+                let moved = || format!("member {member} moved a flow: {before:?} to {after:?}");
+                self.violate(Invariant::SpoofHarmless, moved);
+            }
         }
         if let (Some(before), Some(after)) = (before, after)
             && is_undisturbed

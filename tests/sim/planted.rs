@@ -19,7 +19,7 @@ use crate::{
 const SEEDS: u64 = 300;
 
 /// Planted faults, and the invariants of which one must catch each; others may find it as well.
-const PLANTED: [(Mutation, &[Invariant]); 33] = [
+const PLANTED: [(Mutation, &[Invariant]); 35] = [
     (Mutation::HandsOffTunnelPackets, &[OneHandOff]),
     (Mutation::OverlooksMarks, &[OneHandOff]),
     (Mutation::ForgetsPeersRecords, &[Convergence]),
@@ -47,6 +47,8 @@ const PLANTED: [(Mutation, &[Invariant]); 33] = [
     (Mutation::NeverAnswersProbes, &[AllWell]),
     (Mutation::LosesKnownPackets, &[Progress]),
     (Mutation::LosesStandings, &[OneEpoch]),
+    (Mutation::LosesConditions, &[OneCondition]),
+    (Mutation::LosesOpinions, &[MostChecksCount]),
     (Mutation::ForgetsGrace, &[GraceTime]),
     (Mutation::TakesOverAtOnce, &[OwnersStay]),
     (Mutation::KeepsTerms, &[Convergence]),

@@ -135,7 +135,7 @@ impl World {
             return;
         }
         let bound = self.plan.limits.window + SOCKET_BYTES + SHORT_FRAMES_BYTES;
-        let is_lost = is_lost || self.mutation == Mutation::LosesStandings && is_standing(bytes);
+        let is_lost = is_lost || is_swallowed(self.mutation, bytes);
         let Some(end) = self.streams.get_mut(&id).map(|stream| &mut stream.ends[side]) else { return };
         if !end.open {
             return;
@@ -329,9 +329,17 @@ pub(crate) fn place(session: Session) -> (u64, usize) {
     (session.0 / 2, (session.0 % 2) as usize)
 }
 
-/// Whether a frame tells of epochs.
-fn is_standing(bytes: &[u8]) -> bool {
+/// Whether a planted fault loses this frame.
+fn is_swallowed(mutation: Mutation, bytes: &[u8]) -> bool {
+    if ![Mutation::LosesStandings, Mutation::LosesConditions, Mutation::LosesOpinions].contains(&mutation) {
+        return false;
+    }
     let mut decoder = Decoder::default();
     decoder.push(bytes);
-    matches!(decoder.next_frame(wire::VERSION), Ok(Some(Frame::Epoch(_))))
+    match decoder.next_frame(wire::VERSION) {
+        Ok(Some(Frame::Epoch(_))) => mutation == Mutation::LosesStandings,
+        Ok(Some(Frame::Conditions(_))) => mutation == Mutation::LosesConditions,
+        Ok(Some(Frame::Opinions(_))) => mutation == Mutation::LosesOpinions,
+        _ => false,
+    }
 }

@@ -12,6 +12,7 @@ use crate::{
     client::{Client, ConnId},
     configuration::{Backend, Cluster, server},
     faults::Fault,
+    health::Health,
     invariants::{Invariant, Violation},
     member::Host,
     mutation::Mutation,
@@ -89,6 +90,9 @@ pub(crate) struct World {
     /// Who speaks in a member's name, with its key.
     pub(crate) traitor: Traitor,
     pub(crate) mishaps: Mishaps,
+    pub(crate) health: Health,
+    /// When every agent that runs has the newest configuration.
+    pub(crate) reconfigured: Ns,
     violation: Option<Violation>,
     tracing: bool,
     happenings: u64,
@@ -165,6 +169,8 @@ impl World {
             liar: Liar::new(seed),
             traitor: Traitor::new(seed),
             mishaps: Mishaps::new(seed),
+            health: Health::new(seed, plan.is_mixed),
+            reconfigured: 0,
             violation: None,
             tracing,
             happenings: 0,
@@ -186,6 +192,9 @@ impl World {
         self.agenda.plan(OPENING, Happening::Attack);
         self.agenda.plan(INSPECTION, Happening::Inspect);
         self.agenda.plan(self.plan.faults_from, Happening::Fault(Fault::Strike));
+        if self.health.checked.is_some() {
+            self.agenda.plan(self.plan.faults_from, Happening::Befall);
+        }
         self.agenda.plan(self.plan.healed_at, Happening::Fault(Fault::Heal));
         self.agenda.plan(self.plan.silent_at, Happening::Fault(Fault::Silence));
     }
@@ -209,9 +218,12 @@ impl World {
             Happening::Fault(fault) => self.fault(fault),
             Happening::Configure { member, version } => self.configure(member, version),
             Happening::Route { member, usable } => self.route(member, usable),
+            Happening::Befall => self.befall_server(),
+            Happening::Check { member, run } => self.check(member, run),
             Happening::Inspect => {
                 self.inspect();
                 self.inspect_epochs();
+                self.inspect_health();
                 self.agenda.plan(self.now + INSPECTION, Happening::Inspect);
             }
         }
