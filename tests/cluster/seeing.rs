@@ -1,10 +1,23 @@
 //! What members show of themselves: metrics, and that they add up.
 
-use std::{collections::BTreeMap, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    io::{BufRead as _, BufReader},
+    net::UdpSocket,
+    process::{Command, Stdio},
+    thread,
+    time::Duration,
+};
 
-use tests::{cluster::Cluster, interrupt, member::Member};
+use serde_json::Value as Json;
+use tests::{
+    cluster::Cluster,
+    interrupt,
+    member::Member,
+    traffic::datagrams::{Pace, Stream},
+};
 
-use crate::{health::open, said, started};
+use crate::{cluster, health::open, said, started};
 
 /// In each member's own network namespace.
 const METRICS: &str = "127.0.0.1:9477";
@@ -119,4 +132,107 @@ fn metrics_grow_by_what_was_sent_and_add_up() {
     let of_the_dead = Samples::of(&printed(&cluster.members[0]));
     assert_eq!(of_the_dead.0["tandem_agent_alive{}"], 0.0);
     assert_eq!(of_the_dead.sum("tandem_problems", "degraded"), 1);
+}
+
+/// `tandem`, told where the member is.
+fn tandem(member: &Member, arguments: &[&str]) -> Command {
+    let mut command = member.host.namespace.command(tests::member::binary().unwrap());
+    command.args(arguments).arg("--pin-dir").arg(member.pins()).arg("--config").arg(member.config());
+    command
+}
+
+fn json(member: &Member, arguments: &[&str]) -> Json {
+    let output = tandem(member, arguments).args(["-o", "json"]).output().unwrap();
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn top_says_what_happens_a_second() {
+    const PER_SECOND: u32 = 400;
+    let cluster = cluster(2);
+    let stream =
+        Stream::start(&cluster.topology.client, Pace { flows: 16, per_second: PER_SECOND, bytes: 64 }).unwrap();
+    thread::sleep(Duration::from_millis(500));
+    // Both at the same time: what one hands off the other delivers.
+    let looks: Vec<_> = cluster
+        .members
+        .iter()
+        .map(|member| {
+            tandem(member, &["top", "--once", "--interval", "2s", "-o", "json"]).stdout(Stdio::piped()).spawn().unwrap()
+        })
+        .collect();
+    let tops: Vec<Json> = looks
+        .into_iter()
+        .map(|look| serde_json::from_slice(&look.wait_with_output().unwrap().stdout).unwrap())
+        .collect();
+    let text = tandem(&cluster.members[0], &["top", "--once", "--interval", "200ms"]).output().unwrap();
+    stream.finish().unwrap();
+    let sum = |list: &str| -> f64 {
+        let rows = tops.iter().flat_map(|top| top[list].as_array().unwrap());
+        rows.map(|row| row["delivered"]["packets_per_s"].as_f64().unwrap()).sum()
+    };
+    let wanted = f64::from(PER_SECOND);
+    for list in ["services", "backends"] {
+        assert!(sum(list) > wanted * 0.5 && sum(list) < wanted * 1.5, "{list}: {} a second\n{tops:#?}", sum(list));
+    }
+    let text = String::from_utf8(text.stdout).unwrap();
+    for header in ["SERVICE", "BACKEND", "MEMBER"] {
+        assert!(text.lines().any(|line| line.starts_with(header)), "{text}");
+    }
+    let piped = tandem(&cluster.members[0], &["top"]).output().unwrap();
+    assert_eq!(piped.status.code(), Some(2), "{piped:?}");
+}
+
+#[test]
+fn lists_are_watched_and_what_is_dropped_says_what_to_do() {
+    let cluster = cluster(2);
+    let member = &cluster.members[0];
+    let watching = |arguments: &[&str]| tandem(member, arguments).stdout(Stdio::piped()).spawn().unwrap();
+    let mut watch = watching(&["get", "members", "-w", "-o", "json", "--interval", "50ms"]);
+    let mut lines = BufReader::new(watch.stdout.take().unwrap()).lines();
+    let mut next = || -> Json { serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap() };
+    assert_eq!((next()["id"].as_u64(), next()["id"].as_u64()), (Some(1), Some(2)));
+    let drained = Command::new(tests::member::binary().unwrap())
+        .args(["node", "drain", "--socket"])
+        .arg(cluster.members[1].socket())
+        .status()
+        .unwrap();
+    assert!(drained.success());
+    // The peer's round trip makes no line; that it owns no new flows does.
+    let mut changes = std::iter::from_fn(|| Some(next())).take(10);
+    assert!(changes.any(|changed| changed["id"] == 2 && changed["eligible"] == false), "the drain was not seen");
+    watch.kill().unwrap();
+    watch.wait().unwrap();
+
+    let nonsense = || {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        (0..3).for_each(|_| assert_eq!(socket.send_to(b"nonsense", (member.host.address, 7400)).unwrap(), 8));
+    };
+    cluster.topology.client.within(nonsense);
+    let drops = json(member, &["get", "drops"]);
+    let probes = drops.as_array().unwrap().iter().find(|drop| drop["reason"] == "drop_probe");
+    let probes = probes.unwrap_or_else(|| panic!("{drops:#}"));
+    assert!(probes["packets"] == 3 && probes["cure"].as_str().unwrap().contains("filter `cluster.port`"), "{probes}");
+
+    let events = tandem_events(member, &[]);
+    assert!(!events.is_empty(), "no events");
+    for event in &events {
+        assert!(event["time"].as_str().is_some_and(|time| time.ends_with('Z')) && event["text"].is_string(), "{event}");
+    }
+    let services = tandem(member, &["get", "services", "-o", "name"]).output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&services.stdout), "203.0.113.10:53/udp\n203.0.113.10:80/tcp\n");
+}
+
+fn tandem_events(member: &Member, arguments: &[&str]) -> Vec<Json> {
+    let mut command = Command::new(tests::member::binary().unwrap());
+    let output = command
+        .args(["get", "events", "-o", "json"])
+        .args(arguments)
+        .arg("--socket")
+        .arg(member.socket())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
 }
