@@ -112,6 +112,8 @@ pub const LIVENESS_PENDING: u32 = 1;
 pub const LIVENESS_BEHIND: u32 = 2;
 /// This member gives its flows to others and owns no new ones.
 pub const LIVENESS_DRAINING: u32 = 4;
+/// A peer runs another configuration than this member.
+pub const LIVENESS_DIFFERS: u32 = 8;
 /// Bits of `Liveness::flags` from here on: eight with the id of the member that said what cannot be, not long ago (0 for none), and
 /// eight with the reason for which it was not believed.
 pub const LIVENESS_DISBELIEVED: u32 = 8;

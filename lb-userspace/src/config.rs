@@ -22,12 +22,14 @@ use crate::identity::{MemberKey, PublicKey};
 
 mod catalogue;
 mod cluster;
+mod diff;
 mod digest;
 mod draft;
 mod effective;
 mod example;
 mod health;
 mod host;
+mod import;
 mod key;
 mod names;
 mod node;
@@ -35,20 +37,24 @@ mod outline;
 mod problem;
 mod section;
 mod service;
+mod share;
 #[cfg(test)]
 mod tests;
 mod value;
 mod vip;
 
+pub use diff::{Difference, differences};
 pub use effective::Effective;
 pub use example::{Example, OwnMember};
 pub use health::{BODY_MAX, Health, HealthProbe};
 pub use host::Host;
+pub use import::{Imported, LeftOut, read_ipvsadm, read_keepalived};
 pub use key::{KEY_HEX_DIGITS, Key, KeyFileError};
 pub use names::Names;
 pub use node::{FLOWS_LEAST, FLOWS_MOST};
 pub use outline::{Outline, Secret};
 pub use problem::ConfigError;
+pub use share::{generation_of, shared_part, with_drains, with_generation, with_own_part};
 pub use value::{
     Affinity, AllDown, CheckKind, CheckPath, Handoff, InterfaceName, MemberId, MultiBuffer, Name, OnStop, OtherTraffic,
     Prefix, Replicate, TooBig, Weight,

@@ -21,7 +21,7 @@ pub mod client;
 mod server;
 
 use crate::inspect::metrics::Source;
-use api::{Backends, DrainBackend, EventLine, Matched, Node};
+use api::{Applied, Apply, Backends, ConfigState, ConfigText, DrainBackend, EventLine, Matched, Node};
 
 /// Where the socket is, when nobody says otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/tandem/control.sock";
@@ -43,8 +43,45 @@ pub enum Order {
     DrainNode(bool, oneshot::Sender<Node>),
     /// To drain a backend, or not any more.
     DrainBackend(DrainBackend, oneshot::Sender<Matched>),
-    /// To read its configuration again.
-    Reload(oneshot::Sender<Result<(), String>>),
+    /// Which configuration runs here and at the others.
+    Config(oneshot::Sender<ConfigState>),
+    /// Its text.
+    ConfigText(oneshot::Sender<ConfigText>),
+    /// To read the configuration's file again, or to change it.
+    Change(Change, oneshot::Sender<Result<Applied, Refusal>>),
+}
+
+/// What is to be done with the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The file is another one.
+    Reload,
+    /// This shall be the file.
+    Apply(Apply),
+    /// What is on trial is good.
+    Confirm,
+    /// What is on trial is not.
+    Undo,
+}
+
+/// Why something was not done with the configuration; nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The text is no valid configuration here.
+    Invalid(String),
+    /// It is not the moment, or somebody else was faster.
+    Conflict(String),
+    /// The disk.
+    Failed(String),
+}
+
+impl Refusal {
+    /// What happened.
+    pub fn words(&self) -> &str {
+        match self {
+            Self::Invalid(words) | Self::Conflict(words) | Self::Failed(words) => words,
+        }
+    }
 }
 
 /// The agent's side of the socket. Dropped, the socket goes.

@@ -28,6 +28,7 @@ mod bulk;
 pub mod conditions;
 mod configuring;
 pub mod digests;
+pub mod distribution;
 pub mod epochs;
 pub mod event;
 mod expiry;
@@ -57,6 +58,7 @@ pub mod wire;
 use self::{
     admission::Census,
     conditions::Conditions,
+    distribution::{Distribution, Proposal, Publication},
     epochs::Epochs,
     expiry::{Dues, Timers, Tombstones},
     link::{Introduction, Link, Peer},
@@ -109,6 +111,7 @@ pub struct Core {
     /// The services of the configuration, their backends in the conditions that they are in.
     services: Vec<view::Service>,
     conditions: Conditions,
+    distribution: Distribution,
     epochs: Epochs,
     takeover: Takeover,
     slots: Slots,
@@ -205,6 +208,15 @@ pub enum Input {
         /// The session.
         session: Session,
     },
+    /// What the next `Configure` brings, as others may have it; at the start, what `Core::new` was given.
+    Publish(Publication),
+    /// What `Judge` has come to: stored, with `Publish` and `Configure` to follow, or refused.
+    Judged {
+        /// Which configuration.
+        id: wire::ConfigurationId,
+        /// Why it is not taken over.
+        refusal: Option<String>,
+    },
     /// A new configuration.
     Configure(Box<View>),
     /// This member's checks of a backend have come to another result.
@@ -287,6 +299,8 @@ pub enum Output {
     },
     /// Keep this incarnation on disk: a peer knows of a later one than that on disk.
     RaiseIncarnation(u32),
+    /// A peer has a later configuration: to be checked and stored; answered by `Judged`.
+    Judge(Box<Proposal>),
     /// Log this.
     Report(Event),
     /// The goodbye is said: exit.
@@ -331,6 +345,7 @@ impl Core {
             overflown: Vec::new(),
             services: Vec::new(),
             conditions: Conditions::default(),
+            distribution: Distribution::default(),
             epochs: Epochs::default(),
             takeover: Takeover::default(),
             slots,
@@ -383,6 +398,8 @@ impl Core {
                 }
             }
             Input::Closed { session } => self.ended(now, session, CloseReason::Ended),
+            Input::Publish(publication) => self.publish(now, publication),
+            Input::Judged { id, refusal } => self.judged(now, id, refusal),
             Input::Configure(view) => self.configure(now, *view),
             Input::Checked { service, backend, is_up } => self.checked(now, &service, &backend, is_up),
             Input::DrainBackend { backend, service, drain } => {
@@ -480,6 +497,8 @@ impl Core {
             connected: link.is_some(),
             bulk: link.is_some_and(|link| link.bulk.is_some()),
             complaint: peer.complaint,
+            configuration: link.map(|link| link.configuration),
+            refusal: link.and_then(|link| link.hand.refusal_of(self.configuration())).map(str::to_owned),
             snapshot_sent: link.is_some_and(|link| link.introduction == Introduction::Over),
             snapshot_received: link.is_some_and(|link| link.is_synchronized),
             same_configuration: link.is_none_or(|link| link.configuration == (self.view.generation, self.view.hash)),
@@ -495,7 +514,7 @@ impl Core {
     }
 
     /// The peer's name, for people.
-    fn label(&self, id: u8) -> String {
+    pub fn label(&self, id: u8) -> String {
         self.view.member(id).map_or_else(|| format!("member {id}"), |member| member.name.clone())
     }
 

@@ -31,4 +31,5 @@ pub mod state;
 pub mod supervisor;
 pub mod sweep;
 pub mod tables;
+pub mod trial;
 pub mod upgrade;

@@ -23,6 +23,7 @@ mod announce;
 mod change;
 mod claims;
 mod clamp;
+mod configuration;
 mod direct;
 mod doctor;
 mod families;

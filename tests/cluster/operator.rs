@@ -13,12 +13,12 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(5);
 
 /// `tandem`, told which agent to ask.
-fn tandem(member: &Member, arguments: &[&str]) -> Output {
+pub(crate) fn tandem(member: &Member, arguments: &[&str]) -> Output {
     let mut command = member.host.namespace.command(tests::member::binary().unwrap());
     command.args(arguments).arg("--socket").arg(member.socket()).output().unwrap()
 }
 
-fn done(member: &Member, arguments: &[&str]) -> String {
+pub(crate) fn done(member: &Member, arguments: &[&str]) -> String {
     let output = tandem(member, arguments);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{arguments:?}: {}: {said}", output.status);

@@ -123,6 +123,8 @@ impl World {
                 Output::Defer { session } => self.mark_bulk(session),
                 Output::Close { session } => self.close(session),
                 Output::RaiseIncarnation(incarnation) => self.raise_incarnation(member, incarnation),
+                // Nothing is published here: nobody asks.
+                Output::Judge(_) => {}
                 Output::Report(event) => {
                     self.trace(|| format!("member {member}: {event}"));
                     self.note_epoch(member, &event);

@@ -1,5 +1,6 @@
 //! The acceptance rows that are too long, or too dependent on time, for a test run.
 
+mod apply;
 mod differential;
 pub mod floods;
 mod joiner;
@@ -74,6 +75,11 @@ pub const ROWS: &[Row] = &[
     },
     Row { name: "status", what: "`status` and metrics of a member with 1,000,000 flows", run: seeing::status },
     Row { name: "joiner", what: "a member joins a cluster that holds 100,000 flows", run: joiner::run },
+    Row {
+        name: "apply",
+        what: "a change to 1,000 services with 10,000 backends at three members, under load",
+        run: apply::run,
+    },
     Row {
         name: "replication",
         what: "10,000 new flows a second for 10 s: how soon both owners of each have a record of it",

@@ -67,6 +67,14 @@ impl Member {
         &self.config
     }
 
+    /// Gives it a file of its own, with the same content.
+    pub fn keep_own_config(&mut self) -> Result<()> {
+        let own = self.state.join("tandem.toml");
+        fs::copy(&self.config, &own).with_context(|| format!("cannot copy {}", self.config.display()))?;
+        self.config = own;
+        Ok(())
+    }
+
     /// Where its agent keeps its state.
     pub fn state(&self) -> &Path {
         &self.state

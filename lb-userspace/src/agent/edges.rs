@@ -22,7 +22,7 @@ use super::{Options, fixed::Fixed, view};
 use crate::{
     config::{self, Config, OnStop},
     control::Control,
-    core::{Adopted, Core, Input, Key, Level, Output, PutMode},
+    core::{Adopted, Core, Input, Key, Level, Output, PutMode, distribution::Proposal},
     io::{
         announce::Announcer,
         checks::{Checked, Checks, Subject, Tunnel},
@@ -73,6 +73,8 @@ pub(super) struct Edges {
     fixed: Fixed,
     full: Complaint,
     healed_at: Instant,
+    /// A configuration that a peer has, and that nobody has judged; the core has one at a time.
+    proposal: Option<Box<Proposal>>,
 }
 
 /// Whether to go on.
@@ -140,6 +142,7 @@ impl Edges {
             fixed,
             full: Complaint::default(),
             healed_at: Instant::now(),
+            proposal: None,
         };
         Ok((edges, adopted, incarnation))
     }
@@ -273,6 +276,7 @@ impl Edges {
                 Output::Defer { session } => self.sessions.defer(session),
                 Output::Close { session } => self.sessions.close(session),
                 Output::RaiseIncarnation(incarnation) => complain(self.state.record_incarnation(incarnation)),
+                Output::Judge(proposal) => self.proposal = Some(proposal),
                 Output::Report(event) => match event.level() {
                     Level::Info => {
                         info!("{event}");
@@ -287,6 +291,11 @@ impl Edges {
             }
         }
         Carried::Out
+    }
+
+    /// A configuration that a peer has, and that nobody has judged.
+    pub(super) fn proposal(&mut self) -> Option<Box<Proposal>> {
+        self.proposal.take()
     }
 
     /// Shows the core what XDP heard from its peers, when it is time for that.

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use crate::config::{Config, InterfaceName, MemberId, MultiBuffer};
 
 /// The part of the configuration that sockets, maps and links were made with.
+#[derive(Clone)]
 pub(super) struct Fixed {
     pub(super) id: MemberId,
     pub(super) own: IpAddr,

@@ -1,13 +1,15 @@
 //! What is asked over the control socket, answered.
 
+use std::time::Duration;
+
 use lb_common::rank::bit;
 
-use super::Agent;
+use super::{Agent, Wish};
 use crate::{
     config,
     control::{
-        Order,
-        api::{Backend, Backends, Matched, Node},
+        Change, Order,
+        api::{Apply, Backend, Backends, ConfigState, ConfigText, Matched, MemberConfig, Node},
     },
     core::Input,
     inspect::words,
@@ -30,7 +32,19 @@ impl Agent<'_> {
                 self.core.handle(now_ns(), Input::DrainBackend { backend, service, drain });
                 _ = answer.send(Matched { matched });
             }
-            Order::Reload(answer) => _ = answer.send(self.read_again()),
+            Order::Config(answer) => _ = answer.send(self.config()),
+            Order::ConfigText(answer) => _ = answer.send(ConfigText { text: self.text.to_string() }),
+            Order::Change(change, answer) => {
+                let wish = match change {
+                    Change::Reload => Wish::Reload,
+                    Change::Apply(Apply { text, confirm_s, force }) => {
+                        Wish::Apply { text, trial: confirm_s.map(Duration::from_secs), is_forced: force }
+                    }
+                    Change::Confirm => Wish::Confirm,
+                    Change::Undo => Wish::Undo { why: "rolled back by hand".into() },
+                };
+                self.wish(wish, Some(answer));
+            }
         }
     }
 
@@ -47,6 +61,26 @@ impl Agent<'_> {
             pending: status.epoch.is_pending,
             draining: drain.is_some(),
             flows_left: drain.and_then(|drain| drain.left),
+        }
+    }
+
+    fn config(&self) -> ConfigState {
+        let (status, id) = (self.core.status(), self.core.configuration());
+        let hex = |hash: u64| format!("{hash:016x}");
+        let member = |peer: crate::core::PeerStatus| MemberConfig {
+            id: peer.id,
+            name: self.core.label(peer.id),
+            generation: peer.configuration.map(|(generation, _)| generation),
+            hash: peer.configuration.map(|(_, hash)| hex(hash)),
+            same: peer.configuration == Some((id.generation, id.hash)),
+            refuses: peer.refusal,
+        };
+        ConfigState {
+            generation: id.generation,
+            hash: hex(id.hash),
+            trial_left_ms: self.trial_ns.map(|end| end.saturating_sub(now_ns()) / 1_000_000),
+            pending: status.epoch.is_pending || self.reload.is_some(),
+            members: status.peers.into_iter().map(member).collect(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `tandem config`: the configuration's file, before an agent reads it.
 
 use std::{
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket},
     path::{Path, PathBuf},
 };
@@ -13,13 +14,19 @@ use crate::{
     io::netlink::Netlink,
 };
 
-/// Write, check and show the configuration
+mod change;
+mod import;
+
+/// Write, check, show and change the configuration
 #[derive(Debug, Args)]
 #[command(before_long_help = "\
 Examples:
   tandem config init > tandem.toml       a file to begin with, for this host
   tandem config check tandem.toml        everything that is wrong with it
   tandem config show                     every setting that is in effect, defaults among them
+  tandem config diff                     what `apply` would change
+  tandem config apply --confirm 60s      at all members; back by itself unless `tandem config confirm` follows
+  tandem config import ipvsadm rules     what ran on IPVS before, as a configuration
 ")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -85,6 +92,11 @@ Of the file, not of an agent, which may not have been told yet. Secrets are not 
         #[arg(short, long, value_enum, default_value_t = Output::Table)]
         output: Output,
     },
+    Diff(change::Diff),
+    Apply(change::ApplyArguments),
+    Confirm(change::Confirm),
+    Rollback(change::Rollback),
+    Import(import::Import),
     /// Print a JSON schema of the file, for editors
     #[command(before_long_help = "\
 Examples:
@@ -120,6 +132,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         Command::Init { interface, address, node } => init(interface.as_deref(), *address, node.as_deref()),
         Command::Check { files, elsewhere, here } => check(files, (!elsewhere).then_some(here)),
         Command::Show { file, here, output } => show(file, here, *output),
+        Command::Diff(arguments) => change::diff(arguments),
+        Command::Apply(arguments) => change::apply(arguments),
+        Command::Confirm(arguments) => change::confirm(arguments),
+        Command::Rollback(arguments) => change::rollback(arguments),
+        Command::Import(arguments) => import::run(arguments),
         Command::Schema => {
             print(&format!("{:#}\n", Config::schema()))?;
             Ok(Exit::Ok)
@@ -153,11 +170,22 @@ fn show(file: &Path, here: &Here, output: Output) -> Result<Exit, Failure> {
 }
 
 fn read(file: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(file)
-        .map_err(|error| ConfigError::Unreadable { path: file.to_owned(), error: error.to_string() })
+    let text = if file == Path::new("-") { io::read_to_string(io::stdin()) } else { std::fs::read_to_string(file) };
+    text.map_err(|error| ConfigError::Unreadable { path: file.to_owned(), error: error.to_string() })
 }
 
 fn init(interface: Option<&str>, address: Option<IpAddr>, node: Option<&str>) -> Result<Exit, Failure> {
+    print(&example_of_this_host(interface, address, node)?)?;
+    eprintln!("`tandem cluster secret /etc/tandem/hash.key` makes the secret that the file names");
+    Ok(Exit::Ok)
+}
+
+/// A file to begin with, for what this host says of itself and is not said here.
+fn example_of_this_host(
+    interface: Option<&str>,
+    address: Option<IpAddr>,
+    node: Option<&str>,
+) -> Result<String, Failure> {
     let name = node.map_or_else(|| (Host::default().host_name)(), str::to_owned);
     let (interface, address) = match (interface, address) {
         (Some(interface), Some(address)) => (interface.to_owned(), address),
@@ -169,9 +197,7 @@ fn init(interface: Option<&str>, address: Option<IpAddr>, node: Option<&str>) ->
             (interface.map_or(found, str::to_owned), address.unwrap_or(source))
         }
     };
-    print(&Example::of(&OwnMember { name: &name, address, interface: &interface }))?;
-    eprintln!("`tandem cluster secret /etc/tandem/hash.key` makes the secret that the file names");
-    Ok(Exit::Ok)
+    Ok(Example::of(&OwnMember { name: &name, address, interface: &interface }))
 }
 
 /// The interface of the default route, and the address that packets leave it from.

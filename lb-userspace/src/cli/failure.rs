@@ -3,7 +3,11 @@
 use std::{io::IsTerminal, process::ExitCode};
 
 use super::paint;
-use crate::{config::ConfigError, control::client::AskError, pinned::PinnedError};
+use crate::{
+    config::ConfigError,
+    control::client::{self, AskError},
+    pinned::PinnedError,
+};
 
 /// The exit codes; scripts rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +69,8 @@ impl From<AskError> for Failure {
     fn from(error: AskError) -> Self {
         let exit = match &error {
             AskError::Unreachable { .. } | AskError::Strange { .. } => Exit::Absent,
-            AskError::Refused(_) => Exit::Failed,
+            AskError::Refused { status: client::INVALID, .. } => Exit::Configuration,
+            AskError::Refused { .. } => Exit::Failed,
         };
         Self::new(exit, error.to_string())
     }

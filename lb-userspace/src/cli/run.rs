@@ -3,14 +3,18 @@
 use std::{io::IsTerminal, path::PathBuf};
 
 use clap::{Args, ValueEnum};
+use tracing::warn;
 use tracing_subscriber::EnvFilter;
 
 use super::{Exit, Failure, paint};
 use crate::{
     agent,
-    config::{self, Config},
+    config::{self, Config, ConfigError, Host},
     control,
-    io::attach::Mode,
+    io::{
+        attach::Mode,
+        trial::{UNDONE, beside, undo_unfinished},
+    },
     pinned,
 };
 
@@ -69,7 +73,23 @@ impl From<XdpMode> for Mode {
 
 pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     let (node, interfaces) = (arguments.node.as_deref(), &arguments.interface);
-    let config = Config::load(&arguments.config, node, interfaces, &arguments.state_dir)?;
+    start_log();
+    match undo_unfinished(&arguments.config, &arguments.state_dir) {
+        Ok(None) => {}
+        Ok(Some(generation)) => warn!(
+            "generation {generation} of the configuration was on trial when the agent ended: the one before it is back, what was \
+             tried is in {}",
+            beside(&arguments.config, UNDONE).display()
+        ),
+        Err(error) => warn!(%error, "cannot tell whether a configuration was on trial when the agent ended"),
+    }
+    let unreadable = |error: std::io::Error| {
+        let path = arguments.config.clone();
+        ConfigError::Unreadable { path, error: error.to_string() }
+    };
+    let text = std::fs::read_to_string(&arguments.config).map_err(unreadable)?;
+    let host = Host { node, interfaces, state: &arguments.state_dir, ..Host::default() };
+    let config = Config::parse(&text, &arguments.config, &host)?;
     let options = agent::Options {
         config: arguments.config.clone(),
         node: arguments.node.clone(),
@@ -79,8 +99,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
         socket: arguments.socket.clone(),
         mode: arguments.xdp_mode.into(),
     };
-    start_log();
-    agent::run(&options, &config).map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))?;
+    agent::run(&options, &config, text).map_err(|error| Failure::new(Exit::Failed, format!("{error:#}")))?;
     Ok(Exit::Ok)
 }
 

@@ -31,6 +31,11 @@ impl Effective {
         Self(catalogue)
     }
 
+    /// What `text` says and leaves to defaults, wherever it is read.
+    pub(super) fn anywhere(text: &str) -> Self {
+        Self(Catalogue::read(text, Recorder::of_one_file()))
+    }
+
     /// As a file that means the same.
     pub fn to_toml(&self) -> String {
         let mut text = String::new();

@@ -83,6 +83,69 @@ pub struct Matched {
     pub matched: usize,
 }
 
+/// Which configuration runs here and at the others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigState {
+    /// Rises with every change; 0 when nobody counts.
+    pub generation: u64,
+    /// Hash of what it means to the cluster, in hexadecimal digits.
+    pub hash: String,
+    /// For how long it is still tried, in milliseconds; none when it is for good.
+    pub trial_left_ms: Option<u64>,
+    /// Whether another set of servers waits to come into force.
+    pub pending: bool,
+    /// The other members.
+    pub members: Vec<MemberConfig>,
+}
+
+/// The configuration of another member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberConfig {
+    /// Its id.
+    pub id: u8,
+    /// Its name.
+    pub name: String,
+    /// What it runs; none while there is no session with it.
+    pub generation: Option<u64>,
+    /// The same.
+    pub hash: Option<String>,
+    /// Whether that is what runs here.
+    pub same: bool,
+    /// Why it does not take over what runs here, if it has said so.
+    pub refuses: Option<String>,
+}
+
+/// The text of the configuration that runs here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigText {
+    /// As it is in the file.
+    pub text: String,
+}
+
+/// To take over another configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apply {
+    /// The whole file.
+    pub text: String,
+    /// Go back after so many seconds unless somebody confirms it.
+    #[serde(default)]
+    pub confirm_s: Option<u64>,
+    /// Also when the text is of an earlier generation than what runs.
+    #[serde(default)]
+    pub force: bool,
+}
+
+/// What has come of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The generation that runs now.
+    pub generation: u64,
+    /// Whether it is another one than before.
+    pub has_changed: bool,
+    /// For how many seconds it is tried; none when it is for good.
+    pub trial_s: Option<u64>,
+}
+
 /// Something that happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventLine {

@@ -18,6 +18,9 @@ use super::api::Refusal;
 /// An agent answers in a fraction of it.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// Status of an answer to a text that is no valid configuration.
+pub const INVALID: u16 = 422;
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
@@ -32,8 +35,13 @@ pub enum AskError {
         error: io::Error,
     },
     /// The agent says no.
-    #[error("{0}")]
-    Refused(String),
+    #[error("{error}")]
+    Refused {
+        /// Of HTTP.
+        status: u16,
+        /// Why.
+        error: String,
+    },
     /// It is no agent, or of another version.
     #[error("what answers at {path} is no agent of this version: {error}")]
     Strange {
@@ -64,7 +72,7 @@ pub fn ask<T: DeserializeOwned>(
     let (status, answer) = asked.map_err(|_elapsed| late())??;
     if !(200..300).contains(&status) {
         let refusal = serde_json::from_slice::<Refusal>(&answer).map(|refusal| refusal.error);
-        return Err(AskError::Refused(refusal.unwrap_or_else(|_| format!("status {status}"))));
+        return Err(AskError::Refused { status, error: refusal.unwrap_or_else(|_| format!("status {status}")) });
     }
     let answer: &[u8] = if answer.is_empty() { b"null" } else { &answer };
     serde_json::from_slice(answer).map_err(|error| AskError::Strange { path: path(), error: error.to_string() })
@@ -88,7 +96,8 @@ pub fn lines<T: DeserializeOwned>(
         let asked = timeout(PATIENCE, send(socket, Method::GET, resource, Vec::new())).await;
         let mut response = asked.map_err(|_elapsed| late())??;
         if !response.status().is_success() {
-            return Err(AskError::Refused(format!("status {}", response.status())));
+            let status = response.status().as_u16();
+            return Err(AskError::Refused { status, error: format!("status {status}") });
         }
         let mut text = Vec::new();
         while let Some(frame) = response.frame().await {

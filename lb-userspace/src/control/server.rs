@@ -5,7 +5,7 @@ use std::{convert::Infallible, io, sync::Arc};
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{ConnectInfo, State, connect_info::Connected},
+    extract::{ConnectInfo, DefaultBodyLimit, State, connect_info::Connected},
     http::{StatusCode, Uri, header},
     response::{IntoResponse, Response},
     routing::{get, post, put},
@@ -21,10 +21,16 @@ use tokio::{
 };
 
 use super::{
-    Journal, Order,
-    api::{DrainBackend, DrainNode, EventLine, Refusal},
+    Change, Journal, Order, Refusal,
+    api::{self, Apply, DrainBackend, DrainNode, EventLine},
 };
-use crate::inspect::metrics::{CONTENT_TYPE, Source};
+use crate::{
+    core::wire::TEXT_MAX,
+    inspect::metrics::{CONTENT_TYPE, Source},
+};
+
+/// A text as a JSON string: each of its bytes may become two.
+const BODY_MAX: usize = 2 * TEXT_MAX + 1024;
 
 /// Who is at the other end.
 #[derive(Clone, Copy)]
@@ -50,7 +56,7 @@ struct Denied(StatusCode, String);
 
 impl IntoResponse for Denied {
     fn into_response(self) -> Response {
-        (self.0, Json(Refusal { error: self.1 })).into_response()
+        (self.0, Json(api::Refusal { error: self.1 })).into_response()
     }
 }
 
@@ -66,6 +72,10 @@ pub(super) async fn serve(
         .route("/v1/node/drain", put(drain_node))
         .route("/v1/backends", get(backends))
         .route("/v1/backends/drain", put(drain_backend))
+        .route("/v1/config", get(config).put(apply).layer(DefaultBodyLimit::max(BODY_MAX)))
+        .route("/v1/config/text", get(config_text))
+        .route("/v1/config/confirm", post(confirm))
+        .route("/v1/config/rollback", post(undo))
         .route("/v1/reload", post(reload))
         .route("/v1/events", get(events))
         .route("/metrics", get(metrics_now))
@@ -142,15 +152,55 @@ async fn drain_backend(
     Ok(Json(matched))
 }
 
+async fn config(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {
+    agent.ask(Order::Config).await.map(Json)
+}
+
+async fn config_text(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {
+    agent.ask(Order::ConfigText).await.map(Json)
+}
+
+async fn apply(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    let wanted: Apply = read(&body)?;
+    change(&agent, Change::Apply(wanted)).await
+}
+
+async fn confirm(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    change(&agent, Change::Confirm).await
+}
+
+async fn undo(
+    State(agent): State<Agent>,
+    ConnectInfo(caller): ConnectInfo<Caller>,
+) -> Result<impl IntoResponse, Denied> {
+    caller.may_change()?;
+    change(&agent, Change::Undo).await
+}
+
 async fn reload(
     State(agent): State<Agent>,
     ConnectInfo(caller): ConnectInfo<Caller>,
 ) -> Result<impl IntoResponse, Denied> {
     caller.may_change()?;
-    match agent.ask(Order::Reload).await? {
-        Ok(()) => Ok(StatusCode::NO_CONTENT),
-        Err(error) => Err(Denied(StatusCode::UNPROCESSABLE_ENTITY, error)),
-    }
+    change(&agent, Change::Reload).await.map(|_applied| StatusCode::NO_CONTENT)
+}
+
+async fn change(agent: &Agent, change: Change) -> Result<Response, Denied> {
+    let done = agent.ask(|answer| Order::Change(change, answer)).await?;
+    done.map(|applied| Json(applied).into_response()).map_err(|refusal| match refusal {
+        Refusal::Invalid(error) => Denied(StatusCode::UNPROCESSABLE_ENTITY, error),
+        Refusal::Conflict(error) => Denied(StatusCode::CONFLICT, error),
+        Refusal::Failed(error) => Denied(StatusCode::INTERNAL_SERVER_ERROR, error),
+    })
 }
 
 async fn metrics_now(State(agent): State<Agent>) -> Result<impl IntoResponse, Denied> {

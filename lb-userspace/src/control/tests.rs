@@ -31,8 +31,8 @@ fn answer_all(mut control: Control) -> thread::JoinHandle<Vec<DrainBackend>> {
                     drained.push(order);
                     _ = answer.send(Matched { matched });
                 }
-                Order::Reload(answer) => {
-                    _ = answer.send(Err("line 3".into()));
+                Order::Change(Change::Reload, answer) => {
+                    _ = answer.send(Err(Refusal::Invalid("line 3".into())));
                     return drained;
                 }
                 other => panic!("{other:?}"),

@@ -14,7 +14,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::{
     hash::siphash13,
-    liveness::{LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness},
+    liveness::{LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DIFFERS, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness},
     rank::bit,
 };
 
@@ -383,6 +383,7 @@ impl Core {
             (epoch.is_pending, LIVENESS_PENDING),
             (self.ready && epoch.is_behind, LIVENESS_BEHIND),
             (left.is_some(), LIVENESS_DRAINING),
+            (self.has_other_configurations(), LIVENESS_DIFFERS),
         ]
         .into_iter()
         .filter(|(is_set, _)| *is_set)

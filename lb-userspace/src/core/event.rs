@@ -69,6 +69,22 @@ pub enum Event {
         /// Ours.
         ours: (u64, u64),
     },
+    /// A peer has a later configuration, which is not taken over here; the one that is running stays.
+    ConfigurationRefused {
+        /// Its generation.
+        generation: u64,
+        /// Why not.
+        why: String,
+    },
+    /// The same the other way round.
+    PeerRefuses {
+        /// The peer.
+        peer: String,
+        /// The configuration's generation.
+        generation: u64,
+        /// Why it does not take it over.
+        why: String,
+    },
     /// A peer knows of a later incarnation of this member than this one.
     IncarnationRaised {
         /// The peer.
@@ -238,6 +254,8 @@ impl Event {
             | Self::PeerDown { .. }
             | Self::PeerAgent { alive: false, .. }
             | Self::ConfigurationDiffers { .. }
+            | Self::ConfigurationRefused { .. }
+            | Self::PeerRefuses { .. }
             | Self::IncarnationRaised { .. }
             | Self::OtherMember { .. }
             | Self::SlotsExhausted { .. }
@@ -287,6 +305,15 @@ impl fmt::Display for Event {
                 "{peer}: another configuration, generation {} hash {:016x}, here generation {} hash {:016x}",
                 theirs.0, theirs.1, ours.0, ours.1
             ),
+            Self::ConfigurationRefused { generation, why } => {
+                write!(
+                    f,
+                    "generation {generation} of the configuration is not taken over, the one that runs stays: {why}"
+                )
+            }
+            Self::PeerRefuses { peer, generation, why } => {
+                write!(f, "{peer}: does not take over generation {generation} of the configuration: {why}")
+            }
             Self::IncarnationRaised { peer, to } => {
                 write!(f, "{peer}: knows a later incarnation of this member, going on as {to}")
             }

@@ -31,6 +31,7 @@ enum Say {
     Acknowledgement,
     Conditions,
     Delta,
+    Configuration,
     Bucket,
     Standing,
     End,
@@ -160,6 +161,8 @@ impl Core {
         let has_rows = matches!(link.introduction, Introduction::Rows(cursor) if cursor < self.table.end());
         if has_room && (!link.urgent.is_empty() || link.lazy_due(in_a_hurry).is_some_and(|due| due <= now)) {
             Some(Say::Delta)
+        } else if has_room && link.hand.is_due() {
+            Some(Say::Configuration)
         } else if link.comparison.is_owing() && self.has_room_for_bulk(link) {
             Some(Say::Bucket)
         } else if has_room && link.owes_standing && self.is_settled(link) {
@@ -192,6 +195,7 @@ impl Core {
                 Say::Acknowledgement => self.acknowledge(session),
                 Say::Conditions => self.tell_conditions(session),
                 Say::Delta => self.delta(now, session),
+                Say::Configuration => self.tell_configuration(now, session),
                 Say::Standing => self.standing(session),
                 Say::End => self.end_introduction(now, session),
                 Say::Digests => self.digests(now, session),

@@ -8,6 +8,7 @@ use super::{
     bulk::Underway,
     conditions::Hearsay,
     digests::Comparison,
+    distribution::Hand,
     event::CloseReason,
     wire::{Decoder, HELLO_VERSION, Standing},
 };
@@ -90,6 +91,8 @@ pub(crate) struct Link {
     pub(crate) owes_standing: bool,
     /// What is said of backends.
     pub(crate) hearsay: Hearsay,
+    /// What is asked and said of configurations.
+    pub(crate) hand: Hand,
     /// Rows that the peer owns.
     pub(crate) urgent: VecDeque<u32>,
     /// Other rows.
@@ -185,6 +188,7 @@ impl Link {
             standing: None,
             owes_standing: false,
             hearsay: Hearsay::default(),
+            hand: Hand::default(),
             urgent: VecDeque::new(),
             lazy: VecDeque::new(),
             lazy_since: 0,

@@ -157,6 +157,18 @@ impl Core {
                 self.take_conditions(now, &conditions);
                 Ok(())
             }
+            Frame::ConfigurationRequest(id) => {
+                self.asked_for_configuration(session, id);
+                Ok(())
+            }
+            Frame::ConfigurationPart(part) => {
+                self.heard_part(now, session, part);
+                Ok(())
+            }
+            Frame::ConfigurationRefusal { id, why } => {
+                self.heard_refusal(session, id, why);
+                Ok(())
+            }
             Frame::Keepalive => Ok(()),
             Frame::Goodbye => {
                 self.peer_says_goodbye(now, peer);
@@ -211,7 +223,9 @@ impl Core {
             }
         }
         self.introduce_conditions(session);
+        self.introduce_configuration(session);
         self.compare_configuration(id);
+        self.review_distribution(now);
         self.dial_missing(now);
         self.pump(now, session);
         Ok(())
@@ -241,6 +255,7 @@ impl Core {
             }
         }
         self.compare_configuration(id);
+        self.review_distribution(now);
         Ok(())
     }
 

@@ -54,6 +54,10 @@ pub struct PeerStatus {
     pub bulk: bool,
     /// Why the last one ended, until all its records have arrived; that it was not believed, for a minute.
     pub complaint: Option<CloseReason>,
+    /// Generation and hash of its configuration, if there is a session.
+    pub configuration: Option<(u64, u64)>,
+    /// Why it does not take over the configuration that runs here.
+    pub refusal: Option<String>,
     /// Whether all records have been sent to it.
     pub snapshot_sent: bool,
     /// Whether all its records have arrived.

@@ -74,6 +74,7 @@ impl Core {
         };
         self.links.values_mut().filter(|link| is_due(link)).for_each(|link| link.introduce(now));
         self.dial_missing(now);
+        self.review_distribution(now);
     }
 
     /// The member with the lower id dials: first the session, and when that is open its second one, for bulk.

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{
     address::{Address, mapped},
     flow::{FlowEntry, FlowKey, FlowKeyV4, STATE_ESTABLISHED, TCP, WITNESSED, tick},
-    liveness::{Heard, Liveness, PROBE_READY, Probe},
+    liveness::{Heard, LIVENESS_DIFFERS, Liveness, PROBE_READY, Probe},
     rank::{bit, rank},
     service::ServiceKey,
 };
@@ -16,6 +16,7 @@ use zerocopy::FromZeros;
 
 use super::{
     Adopted, Core, Event, Input, Key, Output, PutMode, Session, Tables,
+    distribution::Proposal,
     records::{self, is_after},
     view::{Backend, Limits, Member, Probing, Service, Timeouts, View},
 };
@@ -28,6 +29,7 @@ mod configuration;
 mod convergence;
 mod damage;
 mod digests;
+mod distribution;
 mod epochs;
 mod expiry;
 mod liveness;
@@ -52,6 +54,8 @@ struct Host {
     liveness: Liveness,
     tables: Option<Tables>,
     reports: Vec<(u64, Event)>,
+    /// What it was given to judge, and has not.
+    proposals: Vec<Proposal>,
     stopped_at: Option<u64>,
     puts: usize,
 }
@@ -192,6 +196,7 @@ impl Net {
             liveness: Liveness::new_zeroed(),
             tables: None,
             reports: Vec::new(),
+            proposals: Vec::new(),
             stopped_at: None,
             puts: 0,
             view,
@@ -325,6 +330,7 @@ impl Net {
                 Output::Close { session } => self.mail.push_back((session, None)),
                 Output::Defer { .. } => {}
                 Output::RaiseIncarnation(to) => self.host(id).incarnation = to,
+                Output::Judge(proposal) => self.host(id).proposals.push(*proposal),
                 Output::Report(event) => self.host(id).reports.push((now, event)),
                 Output::Stopped => self.host(id).stopped_at = Some(now),
             }

@@ -7,6 +7,7 @@
 //! it would not have seen before. What a version has said once is never said otherwise; `tests/golden` keeps it.
 
 mod condition;
+mod configuration;
 mod digests;
 mod epoch;
 mod frame;
@@ -17,6 +18,7 @@ use lb_common::rank::MEMBERS_MAX;
 
 pub use self::{
     condition::{CONDITION_MAX, Condition, Opinion, Register},
+    configuration::{ConfigurationId, GENERATION_MAX, Part, REFUSAL_MAX, TEXT_MAX},
     epoch::{EPOCH_MAX, Epoch, Standing},
     frame::{Decoder, Frame},
     hello::Hello,
@@ -24,7 +26,7 @@ pub use self::{
 };
 
 /// The highest version that is spoken here.
-pub const VERSION: u8 = 3;
+pub const VERSION: u8 = 4;
 /// The version of `Hello` itself, for ever: it is what versions are agreed on with.
 pub const HELLO_VERSION: u8 = 1;
 /// Bytes of a payload: what one read of a socket brings, and 1,337 records of IPv4.
@@ -48,7 +50,10 @@ const RELAY: u8 = 27;
 const EPOCH: u8 = 32;
 const OPINIONS: u8 = 33;
 const CONDITIONS: u8 = 34;
-// Reserved: 16..=23 authentication, 24..=31 digests, 35..=39 epochs, 40..=47 ownership, 48..=55 queries, 56..=63 configuration.
+const CONFIGURATION_REQUEST: u8 = 56;
+const CONFIGURATION_PART: u8 = 57;
+const CONFIGURATION_REFUSAL: u8 = 58;
+// Reserved: 16..=23 authentication, 24..=31 digests, 35..=39 epochs, 40..=47 ownership, 48..=55 queries, 59..=63 configuration.
 
 /// The version that a type of frame came with; `None` where there is no such type.
 const fn since(kind: u8) -> Option<u8> {
@@ -56,6 +61,7 @@ const fn since(kind: u8) -> Option<u8> {
         HELLO | SNAPSHOT | SNAPSHOT_END | DELTA | KEEPALIVE | GOODBYE => Some(1),
         DIGESTS | ACKNOWLEDGEMENT | BUCKET | RELAY | EPOCH => Some(2),
         OPINIONS | CONDITIONS => Some(3),
+        CONFIGURATION_REQUEST | CONFIGURATION_PART | CONFIGURATION_REFUSAL => Some(4),
         _ => None,
     }
 }

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, thread, time::Duration};
 
 use lb_common::{
     liveness::{
-        Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DISBELIEVED, LIVENESS_DRAINING, LIVENESS_PENDING, Liveness,
-        PROBE_READY,
+        Heard, LEFT_UNKNOWN, LIVENESS_BEHIND, LIVENESS_DIFFERS, LIVENESS_DISBELIEVED, LIVENESS_DRAINING,
+        LIVENESS_PENDING, Liveness, PROBE_READY,
     },
     node::{Node, V4, V6},
     rank::{MEMBERS_MAX, bit},
@@ -48,6 +48,8 @@ pub struct Status {
     pub agent: Agent,
     /// Which servers new flows go to.
     pub epoch: Epoch,
+    /// A member runs another configuration than this one.
+    pub configurations_differ: bool,
     /// The member that last said what cannot be, if that was within a minute.
     pub disbelieved: Option<Disbelieved>,
     /// How far a draining member is; `None` for one that is not draining.
@@ -320,6 +322,7 @@ pub fn status(readings: &Readings, names: &Names) -> Status {
         incarnation: node.incarnation,
         agent: agent(readings),
         epoch: epoch(readings, names),
+        configurations_differ: readings.liveness.flags & LIVENESS_DIFFERS != 0,
         disbelieved: disbelieved(readings, names),
         drain: drain(&readings.liveness),
         interfaces: readings.interfaces.clone(),

@@ -1,11 +1,11 @@
-//! What aya 0.14 lacks of bpf(2): reading a map in batches or as bytes, and what a pinned link is about.
+//! What aya 0.14 lacks of bpf(2): reading a map in batches or as bytes, writing maps into a map at once, and what a pinned link is about.
 
 use std::{
     ffi::CString,
     io,
     marker::PhantomData,
     os::{
-        fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd},
+        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
         unix::ffi::OsStrExt as _,
     },
     path::Path,
@@ -90,6 +90,30 @@ impl<K: FromBytes + Copy, V: FromBytes + Copy> Batches<K, V> {
         let count = (unsafe { attr.batch.count } as usize).min(self.keys.len());
         Ok(Some((&self.keys[..count], &self.values[..count])))
     }
+}
+
+/// Writes maps into the ARRAY_OF_MAPS `outer`, in this order. The kernel waits once until no program uses those of before any more, and
+/// not once for each, which is tens of milliseconds on a busy machine.
+///
+/// # Errors
+///
+/// Those of the kernel; older ones than Linux 5.14 have no batches here. Some may be written then.
+pub fn put_maps(outer: BorrowedFd<'_>, inner: &[(u32, BorrowedFd<'_>)]) -> io::Result<()> {
+    let (keys, fds): (Vec<u32>, Vec<i32>) = inner.iter().map(|(index, map)| (*index, map.as_raw_fd())).unzip();
+    // SAFETY: all fields are integers. The kernel wants everything beyond the `batch` part to be zero.
+    let mut attr: bpf_attr = unsafe { std::mem::zeroed() };
+    attr.batch = bpf_attr__bindgen_ty_3 {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: fds.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: outer.as_raw_fd() as u32,
+        elem_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the kernel reads `count` keys and descriptors of four bytes each, from vectors of that length, and writes `count`.
+    unsafe { bpf(bpf_cmd::BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
 }
 
 /// What the kernel says of a pinned XDP link.

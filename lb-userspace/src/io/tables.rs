@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap as Hash, HashSet},
+    os::fd::{AsFd as _, OwnedFd},
     sync::Arc,
 };
 
@@ -21,7 +22,7 @@ use lb_common::{
 use zerocopy::FromZeros as _;
 
 use super::{
-    bpf::Batches,
+    bpf::{Batches, put_maps},
     datapath::{Datapath, DatapathError, inner_map},
     neighbours::{GATEWAYS, Resolved},
 };
@@ -29,6 +30,9 @@ use crate::core::{Adopted, BackendSlot, MapOp, Tables, plan, view::Prefix};
 
 /// Elements that are read at a time when an agent starts on pinned maps.
 const BATCH: usize = 4096;
+
+/// Rings that are written at a time: each is a descriptor until then, of which a process may have 1,024.
+const RINGS_AT_ONCE: usize = 256;
 
 /// No target's address.
 const NOWHERE: Address = [0; 16];
@@ -40,7 +44,7 @@ pub struct Installed {
     peer_prefixes: LpmTrie<MapData, Address, u32>,
     gateways: Array<MapData, NextHop>,
     backends: Array<MapData, Target>,
-    rings: ArrayOfMaps<MapData, MapData>,
+    rings: Rings,
     services: HashMap<MapData, ServiceKey, Service>,
     vip_filter: Array<MapData, VipFilter>,
     node: Array<MapData, Node>,
@@ -95,9 +99,19 @@ impl Installed {
         }
         let ops = plan(&self.wanted, &self.tables);
         let count = ops.len();
+        let mut rings = Vec::new();
         for op in ops {
-            self.apply(op)?;
+            match op {
+                MapOp::SetRing { index, ring } => rings.push((index, ring)),
+                // No service points to it: an empty one is as good as none.
+                MapOp::ClearRing { index } => rings.push((index, Arc::new(Ring::new_zeroed()))),
+                other => {
+                    self.set_rings(&mut rings)?;
+                    self.apply(other)?;
+                }
+            }
         }
+        self.set_rings(&mut rings)?;
         (self.tables, self.is_complete) = (self.wanted.clone(), true);
         let known: HashSet<Address> = self.addresses().collect();
         self.next_hops.retain(|address, _| known.contains(address));
@@ -199,9 +213,8 @@ impl Installed {
             MapOp::ClearBackend { slot } => {
                 self.backends.set(u32::from(slot), Target::NONE, 0).map_err(failed(maps::BACKENDS))
             }
-            MapOp::SetRing { index, ring } => self.set_ring(index, &ring),
-            // No service points to it: an empty one is as good as none.
-            MapOp::ClearRing { index } => self.set_ring(index, &Ring::new_zeroed()),
+            MapOp::SetRing { index, ring } => self.set_rings(&mut vec![(index, ring)]),
+            MapOp::ClearRing { index } => self.set_rings(&mut vec![(index, Arc::new(Ring::new_zeroed()))]),
             MapOp::SetService { key, service } => self.services.insert(key, service, 0).map_err(failed(maps::SERVICES)),
             MapOp::RemoveService { key } => absent_is_fine(self.services.remove(&key)).map_err(failed(maps::SERVICES)),
             MapOp::SetNode(node) => {
@@ -227,12 +240,21 @@ impl Installed {
         Target { address, next_hop, ring, state, ..Target::NONE }
     }
 
-    /// Filled aside, swapped in whole: a packet sees the old ring or the new one.
-    fn set_ring(&mut self, index: u32, ring: &Ring) -> Result<(), DatapathError> {
-        let map = Map::from_map_data(inner_map(maps::RINGS, 1)?).map_err(failed(maps::RINGS))?;
-        let mut inner: Array<MapData, Ring> = map.try_into().map_err(failed(maps::RINGS))?;
-        inner.set(0, *ring, 0).map_err(failed(maps::RINGS))?;
-        self.rings.set(index, inner.map(), 0).map_err(failed(maps::RINGS))
+    /// Filled aside, swapped in whole, and in this order: a packet sees an old ring or a new one.
+    fn set_rings(&mut self, rings: &mut Vec<(u32, Arc<Ring>)>) -> Result<(), DatapathError> {
+        for chunk in std::mem::take(rings).chunks(RINGS_AT_ONCE) {
+            let filled = chunk.iter().map(|(index, ring)| Ok((*index, filled(ring)?)));
+            let filled = filled.collect::<Result<Vec<_>, DatapathError>>()?;
+            let maps: Vec<_> = filled.iter().map(|(index, inner)| (*index, inner.map().fd().as_fd())).collect();
+            if self.rings.handle.as_ref().is_some_and(|handle| put_maps(handle.as_fd(), &maps).is_ok()) {
+                continue;
+            }
+            // An older kernel; or what is wrong is said of the first that cannot be written.
+            for (index, inner) in &filled {
+                self.rings.map.set(*index, inner.map(), 0).map_err(failed(maps::RINGS))?;
+            }
+        }
+        Ok(())
     }
 
     /// Takes `address` out of `peers` if it is `id`'s: by now another member may have it.
@@ -265,7 +287,7 @@ impl Installed {
             let unknown = || Arc::new(Ring { slots: [u16::MAX; _] });
             self.tables.rings.entry(service.ring).or_insert_with(unknown);
             let previous = service.ring + maps::PREVIOUS_RINGS;
-            if self.rings.get(&previous, 0).is_ok() {
+            if self.rings.map.get(&previous, 0).is_ok() {
                 self.tables.rings.entry(previous).or_insert_with(unknown);
             }
         }
@@ -317,6 +339,32 @@ impl Installed {
         }
         *self.next_hops.entry(target.address).or_insert(target.next_hop) == target.next_hop
     }
+}
+
+/// The map of rings, and what aya does not show of it.
+struct Rings {
+    map: ArrayOfMaps<MapData, MapData>,
+    handle: Option<OwnedFd>,
+}
+
+impl TryFrom<Map> for Rings {
+    type Error = MapError;
+
+    fn try_from(map: Map) -> Result<Self, MapError> {
+        let handle = match &map {
+            Map::ArrayOfMaps(data) => data.fd().as_fd().try_clone_to_owned().ok(),
+            _ => None,
+        };
+        Ok(Self { map: map.try_into()?, handle })
+    }
+}
+
+/// A map for `rings` that holds one.
+fn filled(ring: &Ring) -> Result<Array<MapData, Ring>, DatapathError> {
+    let map = Map::from_map_data(inner_map(maps::RINGS, 1)?).map_err(failed(maps::RINGS))?;
+    let mut inner: Array<MapData, Ring> = map.try_into().map_err(failed(maps::RINGS))?;
+    inner.set(0, *ring, 0).map_err(failed(maps::RINGS))?;
+    Ok(inner)
 }
 
 fn trie_key(prefix: &Prefix) -> Key<Address> {

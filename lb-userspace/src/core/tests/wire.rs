@@ -8,8 +8,8 @@ use crate::core::{
     digests::BUCKETS,
     records::{BackendRegister, Lifecycle, OwnersRegister, Record},
     wire::{
-        Condition, Decoder, Epoch, Frame, Hello, Item, Opinion, PAYLOAD_MAX, RECORD_V4, RECORD_V6, Register, Standing,
-        VERSION, WireError,
+        Condition, ConfigurationId, Decoder, Epoch, Frame, Hello, Item, Opinion, PAYLOAD_MAX, Part, RECORD_V4,
+        RECORD_V6, Register, Standing, VERSION, WireError,
     },
 };
 
@@ -86,7 +86,7 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
     ];
     let of_its_own = match version {
         1 => vec![],
-        2 | 3 => vec![
+        2..=4 => vec![
             ("epoch", Frame::Epoch(Standing { in_force: EPOCH, in_hand: NEXT.hash, next: NEXT })),
             ("digests", Frame::Digests(vec![0x0102_0304_0506_0708; BUCKETS])),
             ("relay", Frame::Relay(vec![item(), item_v6()])),
@@ -102,7 +102,16 @@ fn golden_frames(version: u8) -> Vec<(&'static str, Frame)> {
         ("conditions", Frame::Conditions(vec![condition, Condition { register: Register::Down, ..condition }])),
     ];
     let since_3 = since_3.into_iter().filter(|_| version >= 3);
-    common.into_iter().chain(of_its_own).chain(since_3).collect()
+    let id = ConfigurationId { generation: 6, hash: 0x0102_0304_0506_0708 };
+    let replaces = ConfigurationId { generation: 5, hash: 0x1112_1314_1516_1718 };
+    let part = Part { id, replaces, trial_ms: 60_000, total: 8, offset: 4, bytes: b"hold".to_vec() };
+    let since_4 = [
+        ("configuration-request", Frame::ConfigurationRequest(id)),
+        ("configuration-part", Frame::ConfigurationPart(part)),
+        ("configuration-refusal", Frame::ConfigurationRefusal { id, why: "why".into() }),
+    ];
+    let since_4 = since_4.into_iter().filter(|_| version >= 4);
+    common.into_iter().chain(of_its_own).chain(since_3).chain(since_4).collect()
 }
 
 /// The lines of a golden file: the name of a frame, and its bytes.
@@ -110,7 +119,8 @@ pub(super) fn golden(version: u8) -> BTreeMap<&'static str, Vec<u8>> {
     let file = match version {
         1 => include_str!("golden/version-1.hex"),
         2 => include_str!("golden/version-2.hex"),
-        _ => include_str!("golden/version-3.hex"),
+        3 => include_str!("golden/version-3.hex"),
+        _ => include_str!("golden/version-4.hex"),
     };
     let byte = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
     // Bytes, and how often they come: not written is once.

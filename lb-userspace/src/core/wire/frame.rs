@@ -1,9 +1,9 @@
 //! Frames: what they are, and where they begin and end in a stream.
 
 use super::{
-    ACKNOWLEDGEMENT, BUCKET, CONDITIONS, Condition, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION,
-    Hello, KEEPALIVE, LENGTH, OPINIONS, Opinion, PAYLOAD_MAX, RELAY, Reader, SNAPSHOT, SNAPSHOT_END, Standing,
-    WireError, begin, digests, end,
+    ACKNOWLEDGEMENT, BUCKET, CONDITIONS, CONFIGURATION_PART, CONFIGURATION_REFUSAL, CONFIGURATION_REQUEST, Condition,
+    ConfigurationId, DELTA, DIGESTS, EPOCH, GOODBYE, HEADER, HELLO, HELLO_VERSION, Hello, KEEPALIVE, LENGTH, OPINIONS,
+    Opinion, PAYLOAD_MAX, Part, RELAY, Reader, SNAPSHOT, SNAPSHOT_END, Standing, WireError, begin, digests, end,
     record::{Batch, Item, items},
     since,
 };
@@ -51,6 +51,17 @@ pub enum Frame {
     Opinions(Vec<Opinion>),
     /// What the cluster knows of backends, as far as it has changed.
     Conditions(Vec<Condition>),
+    /// The sender wants the text of a configuration that the receiver said it has.
+    ConfigurationRequest(ConfigurationId),
+    /// Some of it.
+    ConfigurationPart(Part),
+    /// The sender does not take a configuration over.
+    ConfigurationRefusal {
+        /// Which.
+        id: ConfigurationId,
+        /// Why, for people.
+        why: String,
+    },
 }
 
 /// Finds frames in a stream that comes in pieces.
@@ -112,6 +123,9 @@ impl Frame {
             Self::Epoch(standing) => standing.encode(version),
             Self::Opinions(opinions) => Opinion::encode(version, opinions),
             Self::Conditions(conditions) => Condition::encode(version, conditions),
+            Self::ConfigurationRequest(id) => id.encode_request(version),
+            Self::ConfigurationPart(part) => part.encode(version),
+            Self::ConfigurationRefusal { id, why } => id.encode_refusal(version, why),
             Self::Keepalive | Self::Goodbye => end(begin(version, self.kind())),
         }
     }
@@ -130,6 +144,9 @@ impl Frame {
             Self::Epoch(_) => EPOCH,
             Self::Opinions(_) => OPINIONS,
             Self::Conditions(_) => CONDITIONS,
+            Self::ConfigurationRequest(_) => CONFIGURATION_REQUEST,
+            Self::ConfigurationPart(_) => CONFIGURATION_PART,
+            Self::ConfigurationRefusal { .. } => CONFIGURATION_REFUSAL,
             Self::Relay(_) => RELAY,
         }
     }
@@ -173,6 +190,12 @@ fn decode(spoken: u8, body: &[u8]) -> Result<Frame, WireError> {
         EPOCH => Frame::Epoch(Standing::decode(&mut reader)?),
         OPINIONS => Frame::Opinions(Opinion::decode(&mut reader)?),
         CONDITIONS => Frame::Conditions(Condition::decode(&mut reader)?),
+        CONFIGURATION_REQUEST => Frame::ConfigurationRequest(ConfigurationId::decode_request(&mut reader)?),
+        CONFIGURATION_PART => Frame::ConfigurationPart(Part::decode(&mut reader)?),
+        CONFIGURATION_REFUSAL => {
+            let (id, why) = ConfigurationId::decode_refusal(&mut reader)?;
+            Frame::ConfigurationRefusal { id, why }
+        }
         other => return Err(WireError::Type(other)),
     };
     if reader.bytes.is_empty() { Ok(frame) } else { Err(WireError::LeftOver(reader.what)) }

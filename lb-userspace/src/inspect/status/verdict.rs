@@ -46,6 +46,11 @@ pub(super) fn problems(status: &Status) -> Vec<Problem> {
         let (name, reason) = (disbelieved.member.title(), disbelieved.reason);
         degraded(format!("{name} is not believed, its session was ended: {reason}; look at its host and its key"))
     }));
+    if status.configurations_differ && status.agent.alive {
+        problems.push(degraded(
+            "members run different configurations: `tandem config diff` says which, `tandem config apply` gives all the same",
+        ));
+    }
     problems.extend(status.services.iter().flat_map(service));
     for (table, name) in [(status.flows, "the flow table"), (status.flows_v6, "the table of IPv6 flows")] {
         let used = table.used.saturating_mul(100) / u64::from(table.max).max(1);
