@@ -27,7 +27,7 @@ const KEPT_BYTES: usize = 8 << 20;
 #[command(before_long_help = "\
 Examples:
   tandem bugreport
-  tandem bugreport /tmp/lb1.tar.gz && tar -tzf /tmp/lb1.tar.gz
+  tandem bugreport /tmp/lb1.tar.gz       what is in it: tar -tzf /tmp/lb1.tar.gz
 
 The archive holds the configuration, what every `tandem` command that looks says, and what the host says of its links, addresses, routes,
 neighbours, BPF programs and the agent's journal. No key is in it: configurations name key files, and these are not read. It does hold
