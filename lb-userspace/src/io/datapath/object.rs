@@ -1,6 +1,10 @@
 //! The object that the build made, and loading it: on pinned maps, or for a host that only takes outer headers off.
 
-use std::{collections::BTreeMap, path::Path};
+use std::{
+    collections::{BTreeMap, HashMap},
+    path::Path,
+    sync::OnceLock,
+};
 
 use aya::{
     Ebpf, EbpfLoader,
@@ -169,8 +173,16 @@ pub(super) fn check(ebpf: &mut Ebpf) -> Result<&mut SchedClassifier, DatapathErr
 
 /// An inner map that can take the place of those of outer map `outer`.
 pub fn inner_map(outer: &'static str, capacity: u32) -> Result<MapData, DatapathError> {
-    let object = Object::parse(OBJECT)?;
-    let template = object.maps.get(outer).and_then(aya_obj::Map::inner).ok_or(DatapathError::Missing(outer))?;
+    // Parsed once: a change of a thousand services makes a thousand rings.
+    static MAPS: OnceLock<HashMap<String, aya_obj::Map>> = OnceLock::new();
+    let maps = match MAPS.get() {
+        Some(maps) => maps,
+        None => {
+            let maps = Object::parse(OBJECT)?.maps;
+            MAPS.get_or_init(|| maps)
+        }
+    };
+    let template = maps.get(outer).and_then(aya_obj::Map::inner).ok_or(DatapathError::Missing(outer))?;
     inner_map_like(&template, outer, capacity)
 }
 
